@@ -1,0 +1,100 @@
+"""CIFAR-10 ResNet-8 of MLPerf Tiny to int8 by quantization-aware training: accuracy, size and parity of the exported file.
+
+    python tests/benchmarks/resnet8_qat.py --model resnet8_cifar10.h5 --data_dir DIR --seeds 1 --out resnet8_qat.json
+
+Trains 400 steps of batch 128 on the training split (4,500 of its 50,000 pictures are kept for validation, unused here), no teacher,
+BatchNormalization frozen; the test split is read once, at the end.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+
+import tfcompress as tfc
+from tfcompress.files import write_json
+from tfcompress.techniques.quantize import FreezeRanges, quantize_aware
+from tfcompress.train_settings import TrainSettings
+from tfcompress.training.fit import fit
+
+BATCH = 128
+
+
+class BatchNormAsItIs(keras.callbacks.Callback):
+    """BatchNormalization keeps its statistics from the first step: the model is trained already."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+
+    def on_train_begin(self, logs=None):
+        for layer in self._norms:
+            layer.trainable = False
+        self.model.make_train_function(force=True)
+
+
+def run(args, seed):
+    data = tfc.load_dataset(
+        "cifar10", data_dir=args.data_dir, download=False, input_range=(0, 255),
+        augmentation=tfc.Augmentation(flip=True, shift=3), validation_fraction=0.09, limit_train=args.steps * BATCH // args.epochs,
+    )  # fmt: skip
+    model = keras.saving.load_model(args.model, compile=False)
+    keras.utils.set_random_seed(seed)
+    aware = quantize_aware(model, data, calibration_samples=1000)
+    before = tfc.export_tflite(aware, args.out.with_suffix(".before.tflite"), calibration=data)
+    settings = TrainSettings(epochs=args.epochs, learning_rate=2e-4, schedule="cosine")
+    result = fit(
+        aware, data, settings, batch_size=BATCH, seed=seed, label=f"seed {seed}",
+        callbacks=lambda replica: [BatchNormAsItIs(replica), FreezeRanges(replica, after=0.8, batch_norm=False)],
+    )  # fmt: skip
+    path = args.out.with_suffix(f".{seed}.tflite")
+    exported = tfc.export_tflite(result.model, path, calibration=data)
+    figures = {
+        "seed": seed,
+        "float_accuracy": tfc.evaluate(model, data).accuracy,
+        "before_training_accuracy": tfc.evaluate(before.path, data).accuracy,
+        "int8_accuracy": tfc.evaluate(path, data).accuracy,
+        "qat_keras_accuracy": tfc.evaluate(result.model, data).accuracy,
+        "file_bytes": exported.file_bytes,
+        "gzip_bytes": exported.gzip_bytes,
+        "seconds": result.seconds,
+        "parity_1000_test": parity(result.model, path, data),
+    }
+    print(json.dumps(figures, indent=1), flush=True)
+    return figures
+
+
+def parity(model, path, data):
+    """Agreement of the file with its Keras model on 1,000 test pictures."""
+    x = np.concatenate([np.asarray(batch) for batch, _ in data.batches("test", 250, limit=1000)])
+    runner = tfc.TFLiteRunner(path)
+    ours, file = np.asarray(model.predict(x, verbose=0)), runner.predict(x)
+    step = runner.output_details["quantization_parameters"]["scales"][0]
+    steps = np.abs(np.round(file / step) - np.round(ours / step))
+    return {
+        "equal": float(np.mean(steps == 0)),
+        "within_1": float(np.mean(steps <= 1)),
+        "top_1": float(np.mean(file.argmax(-1) == ours.argmax(-1))),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--data_dir", required=True)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--out", type=Path, default=Path("resnet8_qat.json"))
+    args = parser.parse_args()
+    rows = [run(args, seed) for seed in range(args.seeds)]
+    mean = float(np.mean([row["int8_accuracy"] for row in rows]))
+    write_json(args.out, {"rows": rows, "mean_int8_accuracy": mean, "spread": float(np.std([row["int8_accuracy"] for row in rows]))})
+    print(f"int8 accuracy {mean:.4f} over {len(rows)} seeds")
+
+
+if __name__ == "__main__":
+    main()

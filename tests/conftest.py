@@ -1,0 +1,27 @@
+"""Every test starts from the same seed, on two logical CPU devices, and finds `helpers`."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest
+
+
+def pytest_configure(config):
+    import tensorflow as tf
+
+    # Devices can be split only before TensorFlow first uses them.
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    import keras
+
+    keras.utils.set_random_seed(0)
+    yield
+    keras.utils.clear_session()

@@ -1,0 +1,84 @@
+"""What tests share: tiny models and data, NumPy references, tolerances named once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfcompress.data import from_arrays
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+# Float32 sums in another order.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def shared_path(relative: str) -> Path:
+    """A file or folder of the shared material; skips the test where that is not at hand."""
+    path = SHARED / relative
+    if not path.exists():
+        pytest.skip(f"shared material is not here: {relative}")
+    return path
+
+
+def tiny_cnn(*, classes: int = 4, softmax: bool = False, name: str = "tiny") -> keras.Model:
+    """Convolution, BatchNorm, ReLU, a depthwise convolution, a residual block, pooling and a dense layer, on 8x8x1."""
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="stem")(inputs)
+    # Statistics that follow in the few steps that tests train.
+    x = layers.BatchNormalization(momentum=0.7, name="stem_bn")(x)
+    shortcut = layers.ReLU(name="stem_relu")(x)
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="middle")(shortcut)
+    x = layers.DepthwiseConv2D(3, padding="same", name="depthwise")(x)
+    x = layers.Add(name="residual")([x, shortcut])
+    x = layers.GlobalAveragePooling2D(name="pool")(x)
+    x = layers.Dense(16, activation="relu", name="hidden")(x)
+    outputs = layers.Dense(classes, activation="softmax" if softmax else None, name="classes")(x)
+    return keras.Model(inputs, outputs, name=name)
+
+
+def tiny_mlp(*, inputs: int = 8, classes: int = 4, softmax: bool = False, name: str = "mlp") -> keras.Model:
+    """Two hidden layers of 16."""
+    return keras.Sequential(
+        [
+            keras.Input((inputs,), name="features"),
+            layers.Dense(16, activation="relu", name="first"),
+            layers.Dense(16, activation="relu", name="second"),
+            layers.Dense(classes, activation="softmax" if softmax else None, name="last"),
+        ],
+        name=name,
+    )
+
+
+def blobs(count: int = 128, *, classes: int = 4, shape: tuple[int, ...] = (8, 8, 1), seed: int = 0):
+    """Inputs and labels that can be learned: each class is a picture of its own brightness, with noise, in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    pictures = np.random.default_rng(42).uniform(size=(classes, *shape))
+    pictures *= (np.arange(1, classes + 1) / classes).reshape(-1, *(1 for _ in shape))
+    labels = np.arange(count) % classes
+    noise = rng.normal(scale=0.1, size=(count, *shape))
+    return np.clip(pictures[labels] + noise, 0, 1).astype("float32"), labels.astype("int32")
+
+
+def blob_dataset(count: int = 128, **options):
+    """The same as a `Dataset`, with a validation and a test split of half the size."""
+    validation, test = blobs(count // 2, seed=1, **options), blobs(count // 2, seed=2, **options)
+    return from_arrays(*blobs(count, **options), name="blobs", validation=validation, test=test)
+
+
+def zeros_fraction(layer: keras.layers.Layer) -> float:
+    """Share of zeros in a layer's kernel."""
+    return float(np.mean(keras.ops.convert_to_numpy(layer.kernel) == 0))
+
+
+def cross_entropy() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def numpy_log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))

@@ -1,0 +1,146 @@
+"""tfcompress: any Keras model to a smaller, faster one that runs on a phone or a microcontroller.
+
+A technique takes a Keras model and returns a new, plain one; an exporter writes files that are proven to run; a recipe
+is a list of techniques and an export. Invariant: importing this package imports no TensorFlow; the names below load
+their modules when they are first used. Left out: everything else, which is in the modules that `_HOMES` names.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tfcompress.errors import (
+    DataError,
+    ExportError,
+    InvalidArgumentError,
+    ModelError,
+    RecipeError,
+    TFCompressError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from tfcompress.data import Augmentation, Dataset, from_arrays, from_folder, load_dataset
+    from tfcompress.export import ExportResult, export_tflite
+    from tfcompress.graph.macs import count_macs
+    from tfcompress.measure.accuracy import evaluate
+    from tfcompress.measure.latency import measure_latency
+    from tfcompress.measure.tflite_runner import TFLiteRunner
+    from tfcompress.models import build as build_model
+    from tfcompress.pipeline.run import compress, run
+    from tfcompress.recipe import Recipe, load_recipe, parse_recipe
+    from tfcompress.report.inspection import inspect
+    from tfcompress.techniques.distill import Distiller, LogitMatching, SoftCrossEntropy, SoftTargets, Teacher
+    from tfcompress.techniques.masks import HoldMasks
+    from tfcompress.techniques.prune import MagnitudePruning
+    from tfcompress.techniques.quantize import FreezeRanges, quantize_aware
+    from tfcompress.train_settings import TrainSettings
+    from tfcompress.training.fit import fit
+
+__version__ = "0.1.0"
+
+# Where each lazy name lives: "module", or "module:name" where it is called otherwise there.
+_HOMES = {
+    "Augmentation": "tfcompress.data",
+    "Dataset": "tfcompress.data",
+    "Distiller": "tfcompress.techniques.distill",
+    "ExportResult": "tfcompress.export",
+    "FreezeRanges": "tfcompress.techniques.quantize",
+    "HoldMasks": "tfcompress.techniques.masks",
+    "LogitMatching": "tfcompress.techniques.distill",
+    "MagnitudePruning": "tfcompress.techniques.prune",
+    "Recipe": "tfcompress.recipe",
+    "SoftCrossEntropy": "tfcompress.techniques.distill",
+    "SoftTargets": "tfcompress.techniques.distill",
+    "TFLiteRunner": "tfcompress.measure.tflite_runner",
+    "Teacher": "tfcompress.techniques.distill",
+    "TrainSettings": "tfcompress.train_settings",
+    "build_model": "tfcompress.models:build",
+    "compress": "tfcompress.pipeline",
+    "count_macs": "tfcompress.graph.macs",
+    "evaluate": "tfcompress.measure.accuracy",
+    "export_tflite": "tfcompress.export",
+    "fit": "tfcompress.training.fit",
+    "from_arrays": "tfcompress.data",
+    "from_folder": "tfcompress.data",
+    "inspect": "tfcompress.report.inspection",
+    "load_dataset": "tfcompress.data",
+    "load_recipe": "tfcompress.recipe",
+    "measure_latency": "tfcompress.measure.latency",
+    "parse_recipe": "tfcompress.recipe",
+    "quantize_aware": "tfcompress.techniques.quantize",
+    "run": "tfcompress.pipeline",
+}
+_WITHOUT_KERAS = ("tfcompress.recipe", "tfcompress.train_settings")
+
+__all__ = [
+    "Augmentation",
+    "DataError",
+    "Dataset",
+    "Distiller",
+    "ExportError",
+    "ExportResult",
+    "FreezeRanges",
+    "HoldMasks",
+    "InvalidArgumentError",
+    "LogitMatching",
+    "MagnitudePruning",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "SoftCrossEntropy",
+    "SoftTargets",
+    "TFCompressError",
+    "TFLiteRunner",
+    "Teacher",
+    "TrainSettings",
+    "TrainingError",
+    "build_model",
+    "compress",
+    "count_macs",
+    "evaluate",
+    "export_tflite",
+    "fit",
+    "from_arrays",
+    "from_folder",
+    "inspect",
+    "load_dataset",
+    "load_recipe",
+    "measure_latency",
+    "parse_recipe",
+    "quantize_aware",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tfcompress' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    if module not in _WITHOUT_KERAS:
+        _require_tensorflow_backend()
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _require_tensorflow_backend() -> None:
+    """Raises a `TFCompressError` if Keras computes, or is told to compute, with anything but TensorFlow."""
+    # Looked at first, since importing Keras for a backend that isn't installed fails with an error of its own.
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow") if "keras" not in sys.modules else None
+    if backend in (None, "", "tensorflow"):
+        import keras
+
+        backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise TFCompressError(
+            "tfcompress needs Keras with the TensorFlow backend. Set the environment variable KERAS_BACKEND to "
+            f"tensorflow (or unset it) before Keras is imported. Received backend: {backend!r}."
+        )

@@ -1,0 +1,362 @@
+"""The command `tfcompress`: one short handler for each subcommand, each calling what a notebook calls.
+
+Invariant: exit code 0 is success, 1 an error whose message alone is on stderr, 2 a wrong use of the command, 130 an
+interruption. Help and wrong uses load no TensorFlow. Left out: everything else, which is in what the handlers call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import os
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from absl import app, flags
+
+import tfcompress as tfc
+
+if TYPE_CHECKING:
+    from tfcompress.data import Dataset
+
+Handler = Callable[[Sequence[str], flags.FlagValues], None]
+
+_HELP = ("--help", "-h", "-help", "--helpfull")
+_WIDTH = 100
+_PIPE_WIDTH = 120
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Args:
+        arguments: Names of its positional arguments.
+        summary: What it does, in one line.
+        handler: Called with the positional arguments and the flags.
+        flags: Its flags.
+        example: A command line to show.
+    """
+
+    arguments: tuple[str, ...]
+    summary: str
+    handler: Handler
+    flags: flags.FlagValues
+    example: str
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line `argv`, by default that of this process, and exits with its code."""
+    app.run(lambda rest: run_command(rest[1:]), argv=list(argv or sys.argv), flags_parser=_parse_global)
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs the command line without the program's name.
+
+    Args:
+        arguments: The subcommand, its arguments and its flags.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        if not arguments or arguments[0] in (*_HELP, "help"):
+            print(_overview())
+            return 0 if arguments else 2
+        if arguments[0] == "--version":
+            print(f"tfcompress {tfc.__version__}")
+            return 0
+        name, *rest = arguments
+        if name not in COMMANDS:
+            near = difflib.get_close_matches(name, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise app.UsageError(f"there is no command {name!r}.{hint} One of: {', '.join(COMMANDS)}.")
+        if any(argument in _HELP for argument in rest):
+            print(_help(name, COMMANDS[name]))
+            return 0
+        return _call(name, COMMANDS[name], rest)
+    except app.UsageError as error:
+        return _fail(f"{error}\nSee `tfcompress --help`.", code=2)
+    except tfc.TFCompressError as error:
+        return _fail(str(error), code=1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.strerror}: {error.filename!r}.", code=1)
+    except KeyboardInterrupt:
+        return _fail("interrupted. A run that is started again goes on where it was.", code=130)
+
+
+def _call(name: str, command: Command, arguments: Sequence[str]) -> int:
+    command.flags.unparse_flags()
+    for flag in command.flags:
+        command.flags[flag].unparse()
+    try:
+        positional = command.flags([name, *arguments])[1:]
+    except flags.Error as error:
+        raise app.UsageError(f"{name}: {error}") from error
+    if len(positional) != len(command.arguments):
+        expected = " ".join(command.arguments) or "no arguments"
+        raise app.UsageError(f"{name} takes {expected}. Received: {' '.join(positional) or 'nothing'}.")
+    command.handler(positional, command.flags)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"tfcompress: {message}", file=sys.stderr)
+    return code
+
+
+def _parse_global(argv: Sequence[str]) -> Sequence[str]:
+    # absl's own flags, which TFDS reads, are not ours: they keep their defaults, but for its messages below errors.
+    flags.FLAGS([argv[0], "--verbosity=-2"])
+    return argv
+
+
+def _run(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    from tfcompress.recipe import load_recipe
+
+    recipe = load_recipe(arguments[0], values.set)
+    out = values.out or os.path.join("runs", recipe.name)
+    with _quiet_start():
+        run = tfc.run
+    run(recipe, out, overwrite=values.overwrite, progress=values.progress)
+
+
+def _inspect(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    from rich.console import Console
+
+    with _quiet_start():
+        inspect = tfc.inspect
+    # A pipe has no width of its own.
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(inspect(arguments[0]).table())
+
+
+def _export(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    input_range = _input_range(values)
+    with _quiet_start():
+        import tfcompress.techniques.quantize  # noqa: F401  (registers the layers that a file may hold)
+        from tfcompress.measure.accuracy import load_keras
+    model = load_keras(arguments[0])
+    data = _load_data(values, input_range) if values.data else None
+    result = tfc.export_tflite(
+        model,
+        arguments[1],
+        mode=values.mode,
+        io=values.io,
+        calibration=data,
+        class_names=data.class_names if data else None,
+    )
+    print(f"{result.path}: {result.file_bytes:,} bytes ({result.gzip_bytes:,} after gzip), mode {result.mode}")
+    parity = result.parity
+    print(f"compared with the Keras model on {parity.samples} samples ({parity.inputs})")
+    for agreement in parity.agreements:
+        figures = dataclasses.asdict(agreement).items()
+        shown = [f"{key} {value:.4g}" for key, value in figures if isinstance(value, float)]
+        print(f"  {agreement.output}, delegate {agreement.delegate}: {', '.join(shown)}")
+
+
+def _evaluate(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    if not values.data:
+        raise app.UsageError("evaluate needs --data NAME, such as --data digits.")
+    input_range = _input_range(values)
+    with _quiet_start():
+        import tfcompress.techniques.quantize  # noqa: F401  (registers the layers that a file may hold)
+
+        evaluate = tfc.evaluate
+    data = _load_data(values, input_range)
+    result = evaluate(arguments[0], data, split=values.split, batch_size=values.batch_size, limit=values.limit)
+    print(f"accuracy {result.accuracy:.4f}, loss {result.loss:.4f}, {result.num_samples} samples of {data.name}")
+
+
+def _list(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    from tfcompress.recipe import TECHNIQUES, load_technique
+
+    with _quiet_start():
+        from tfcompress.export.audit import IO_TYPES, MODES
+        from tfcompress.models import FAMILIES
+        from tfcompress.techniques.distill import LOSSES
+        from tfcompress.techniques.schedules import SCHEDULES
+    sections: dict[str, dict[str, Any]] = {
+        "techniques (stages:)": {name: load_technique(name) for name in TECHNIQUES},
+        "model families (model:)": dict(FAMILIES),
+        "distillation losses (kind:)": dict(LOSSES),
+        "pruning schedules (schedule:)": dict(SCHEDULES),
+        "data (name:)": {
+            "digits": "1,797 handwritten digits of 8x8 pixels, which come with the package.",
+            "folder": "Images in one folder for each class.",
+            "<TFDS name>": "Any image classification set of TensorFlow Datasets, such as mnist or cifar10.",
+        },
+        "export (tflite:)": {"mode": f"One of {', '.join(MODES)}.", "io": f"One of {', '.join(IO_TYPES)}."},
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, entry in entries.items():
+            text = entry if isinstance(entry, str) else (entry.__doc__ or "").strip().partition("\n")[0]
+            print(f"  {name:<20} {text}")
+
+
+def _load_data(values: flags.FlagValues, input_range: tuple[float, float]) -> Dataset:
+    return tfc.load_dataset(values.data, data_dir=values.data_dir, download=values.download, input_range=input_range)
+
+
+def _input_range(values: flags.FlagValues) -> tuple[float, float]:
+    try:
+        low, high = map(float, values.input_range)
+    except ValueError as error:
+        received = ",".join(values.input_range)
+        raise app.UsageError(f"--input_range must be LOW,HIGH, such as 0,255. Received: {received}.") from error
+    return low, high
+
+
+@contextlib.contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Hides what TensorFlow's libraries write to stderr while they load, unless loading fails.
+
+    They write it from C++ before any of their settings for messages is read.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    with contextlib.ExitStack() as stack:
+        hidden = stack.enter_context(tempfile.TemporaryFile())
+        original = os.dup(2)
+        stack.callback(os.close, original)
+        os.dup2(hidden.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(original, hidden.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(original, 2)
+
+
+def _overview() -> str:
+    lines = [
+        "usage: tfcompress COMMAND [ARGUMENTS] [FLAGS]",
+        "",
+        "Takes any Keras model and gives back a smaller, faster one that runs on a phone or a microcontroller.",
+        "",
+        "commands:",
+        *(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()),
+        "",
+        "`tfcompress COMMAND --help` shows its flags; `tfcompress --version` the version.",
+        "",
+        "examples:",
+        *(f"  {command.example}" for command in COMMANDS.values()),
+    ]
+    return "\n".join(lines)
+
+
+def _help(name: str, command: Command) -> str:
+    usage = " ".join(["usage: tfcompress", name, *command.arguments, *(["[FLAGS]"] if list(command.flags) else [])])
+    lines = [usage, "", command.summary]
+    if list(command.flags):
+        lines += ["", "flags:"]
+    for key in sorted(command.flags):
+        flag = command.flags[key]
+        title = f"--[no]{key}" if flag.boolean else f"--{key}=VALUE"
+        default = "" if flag.boolean or not flag.default else f" Default: {flag.default_as_str}."
+        text = textwrap.fill(f"{_plain_help(flag)}{default}", _WIDTH - 22, break_long_words=False)
+        lines += [f"  {title:<19} " + text.replace("\n", "\n" + " " * 22)]
+    return "\n".join([*lines, "", "example:", f"  {command.example}"])
+
+
+def _plain_help(flag: flags.Flag) -> str:
+    """The help as it was written; absl puts an enum's values before it, and a remark behind that of a list."""
+    text = flag.help.partition(">: ")[2] if flag.help.startswith("<") else flag.help
+    return text.partition(";\n")[0]
+
+
+def _flag_values() -> flags.FlagValues:
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # flags may stand before, between and after the arguments
+    return values
+
+
+def _run_flags() -> flags.FlagValues:
+    own = _flag_values()
+    flags.DEFINE_string("out", None, "Folder for the results; runs/<recipe name> by itself.", flag_values=own)
+    flags.DEFINE_multi_string(
+        "set",
+        [],
+        "Changes one key of the recipe, as key.path=value; may be given many times. A stage is named by its name or "
+        "its index: --set stages.prune.train.epochs=3.",
+        flag_values=own,
+    )
+    flags.DEFINE_bool("overwrite", False, "Replace another recipe's results in the folder.", flag_values=own)
+    flags.DEFINE_bool("progress", True, "Show progress bars and the table.", flag_values=own)
+    return own
+
+
+def _data_flags(own: flags.FlagValues) -> flags.FlagValues:
+    flags.DEFINE_string("data", None, "Name of the data: digits, or a name of TFDS.", flag_values=own)
+    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data.", flag_values=own)
+    flags.DEFINE_bool("download", True, "Fetch data that is not there.", flag_values=own)
+    flags.DEFINE_list("input_range", ["0", "1"], "Pixel range LOW,HIGH of the model's input.", flag_values=own)
+    return own
+
+
+def _export_flags() -> flags.FlagValues:
+    own = _data_flags(_flag_values())
+    flags.DEFINE_enum("mode", "int8", ["int8", "float32"], "Arithmetic: int8 or float32.", flag_values=own)
+    flags.DEFINE_enum("io", "int8", ["int8", "float32"], "Inputs and outputs: int8 or float32.", flag_values=own)
+    return own
+
+
+def _evaluate_flags() -> flags.FlagValues:
+    own = _data_flags(_flag_values())
+    splits = ["train", "validation", "test"]
+    flags.DEFINE_enum("split", "test", splits, "Split: train, validation or test.", flag_values=own)
+    flags.DEFINE_integer("batch_size", 256, "Samples at a time.", lower_bound=1, flag_values=own)
+    flags.DEFINE_integer("limit", None, "Stop after so many samples.", lower_bound=1, flag_values=own)
+    return own
+
+
+COMMANDS = {
+    "run": Command(
+        ("RECIPE",),
+        "Runs a recipe, or what is left of it: trains, compresses, exports, measures, reports.",
+        _run,
+        _run_flags(),
+        "tfcompress run configs/digits.yaml --set stages.prune.train.epochs=3",
+    ),
+    "inspect": Command(
+        ("FILE",),
+        "Shows layers, parameters, MACs, sparsity and bytes of a .keras, .h5 or .tflite file.",
+        _inspect,
+        _flag_values(),
+        "tfcompress inspect runs/digits/export/model_int8.tflite",
+    ),
+    "export": Command(
+        ("MODEL", "OUT.tflite"),
+        "Exports a Keras model file to a .tflite file that is audited, run and compared.",
+        _export,
+        _export_flags(),
+        "tfcompress export model.keras model.tflite --data digits",
+    ),
+    "evaluate": Command(
+        ("MODEL",),
+        "Measures accuracy and loss of a .keras, .h5 or .tflite file on a data set.",
+        _evaluate,
+        _evaluate_flags(),
+        "tfcompress evaluate runs/digits/export/model_int8.tflite --data digits",
+    ),
+    "list": Command(
+        (),
+        "Lists techniques, model families, losses, schedules, data and export modes.",
+        _list,
+        _flag_values(),
+        "tfcompress list",
+    ),
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""Export: Keras models to files that are proven to run and to agree with the model they came from.
+
+Invariant: a function here that writes a file has audited it, run it and compared it before. Left out: how models are
+made.
+"""
+
+from tfcompress.export.audit import Audit as Audit
+from tfcompress.export.audit import Constant as Constant
+from tfcompress.export.audit import audit_tflite as audit_tflite
+from tfcompress.export.converter import ConverterProcess as ConverterProcess
+from tfcompress.export.parity import Agreement as Agreement
+from tfcompress.export.parity import Parity as Parity
+from tfcompress.export.slim import slim_tflite as slim_tflite
+from tfcompress.export.tflite import ExportResult as ExportResult
+from tfcompress.export.tflite import export_tflite as export_tflite

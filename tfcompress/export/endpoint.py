@@ -1,0 +1,151 @@
+"""A Keras model as the converter wants it: one endpoint with named inputs and outputs, batch 1, computing in float32.
+
+Invariant: the model is as it was when a function here returns. Left out: subclassed models, whose inputs have no names
+or shapes; wrap them as `keras.Model(inputs, model(inputs))`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.errors import ModelError
+
+SIGNATURE = "serving_default"
+_BATCH = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class InputSpec:
+    """One input of a model.
+
+    Args:
+        name: Its name in Keras, which is also its name in the file's signature.
+        shape: Shape of one sample, without the batch.
+        dtype: Its type in Keras, such as "float32".
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Endpoint:
+    """A functional or Sequential model with flat, named inputs and outputs.
+
+    Args:
+        model: A built Keras model.
+
+    Raises:
+        ModelError: If the model has no graph, or an input of unknown size.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((4,), name="features"), keras.layers.Dense(2, name="scores")])
+        >>> endpoint = Endpoint(model)
+        >>> endpoint.inputs[0].name, endpoint.output_names
+        ('features', ('scores',))
+    """
+
+    def __init__(self, model: keras.Model):
+        # A Sequential or functional model has symbolic inputs once it is built; a subclassed one never.
+        inputs = getattr(model, "inputs", None)
+        outputs = getattr(model, "outputs", None)
+        if not inputs or not outputs:
+            raise ModelError(
+                "Only functional and built Sequential models can be exported, since inputs need names and shapes. Wrap "
+                f"others as `keras.Model(inputs, model(inputs))`. Received: {type(model).__name__} {model.name!r}."
+            )
+        self.model = model
+        self.inputs = tuple(_input_spec(tensor, model) for tensor in keras.tree.flatten(inputs))
+        self.output_names = _unique([tensor._keras_history.operation.name for tensor in keras.tree.flatten(outputs)])
+        # The model's own structure: a tensor, a list or a dict.
+        self._structure = inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+    @property
+    def is_fake_quantized(self) -> bool:
+        """Whether any layer, however deeply nested, holds the ranges of quantization-aware training."""
+        return any(getattr(layer, "is_fake_quantized", False) for layer in self.model._flatten_layers())
+
+    def __call__(self, *flat: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Outputs by name, in inference mode, from the inputs in their flat order."""
+        outputs = self.model(keras.tree.pack_sequence_as(self._structure, list(flat)), training=False)
+        return dict(zip(self.output_names, keras.tree.flatten(outputs), strict=True))
+
+    def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs `(samples, ...)` by name from inputs `(samples, ...)` by name, computed in float32."""
+        arrays = [inputs[spec.name] for spec in self.inputs]
+        call = tf.function(self.__call__, reduce_retracing=True)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.output_names}
+        with computing_in_float32(self.model):
+            for start in range(0, len(arrays[0]), _BATCH):
+                outputs = call(*(tf.convert_to_tensor(array[start : start + _BATCH]) for array in arrays))
+                for name, output in outputs.items():
+                    parts[name].append(output.numpy())
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def write_saved_model(self, folder: str | os.PathLike) -> None:
+        """Writes a SavedModel with the endpoint `SIGNATURE` of batch 1 at `folder`."""
+        # A batch of unknown size would leave SHAPE and PACK operations in the file.
+        signature = [keras.InputSpec(shape=(1, *spec.shape), dtype=spec.dtype, name=spec.name) for spec in self.inputs]
+        with computing_in_float32(self.model):
+            archive = keras.export.ExportArchive()
+            archive.track(self.model)
+            archive.add_endpoint(SIGNATURE, lambda *flat: self(*flat), input_signature=signature)
+            archive.write_out(os.fspath(folder), verbose=False)
+
+
+@contextlib.contextmanager
+def computing_in_float32(model: keras.Model) -> Iterator[None]:
+    """Lets a model of mixed precision compute in float32 for a while; its variables are float32 anyway.
+
+    Raises:
+        ModelError: If variables are of another type, so that the computation would not be the model's own.
+    """
+    changed: list[tuple[Any, Any]] = []
+    try:
+        for layer in model._flatten_layers():
+            policy = layer.dtype_policy
+            if policy.compute_dtype == "float32":
+                continue
+            if policy.variable_dtype != "float32" and layer.variables:
+                raise ModelError(
+                    f"Layer {layer.name!r} has {policy.variable_dtype} variables, where an export needs float32 ones. "
+                    "Rebuild the model with the dtype policy 'float32' and set its weights."
+                )
+            changed.append((layer, policy))
+            layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in changed:
+            layer.dtype_policy = policy
+
+
+def _input_spec(tensor: keras.KerasTensor, model: keras.Model) -> InputSpec:
+    shape = tensor.shape[1:]
+    if None in shape:
+        raise ModelError(
+            f"Input {tensor.name!r} of model {model.name!r} has the shape {tensor.shape}: all sizes but the batch must "
+            "be known for a file that runs without dynamic memory. Rebuild the model with a fixed `keras.Input` shape."
+        )
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    # A mixed precision policy gives inputs of half precision; the endpoint computes in float32.
+    is_half = dtype in ("float16", "bfloat16")
+    return InputSpec(tensor.name, tuple(int(size) for size in shape), "float32" if is_half else dtype)
+
+
+def _unique(names: Sequence[str]) -> tuple[str, ...]:
+    """Names with a number after those that came before: a layer with two outputs gives one name twice."""
+    seen: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in seen:
+            candidate, number = f"{name}_{number}", number + 1
+        seen.append(candidate)
+    return tuple(seen)

@@ -1,0 +1,114 @@
+"""Reading a `.tflite` file as objects, for everything here that parses or rewrites one.
+
+Invariant: bytes that are no TFLite model are one `ModelError`, raised here, and never a stray exception of the parser.
+Left out: writing (see `slim.py`), and running (see `tfcompress.measure`).
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import zipfile
+from io import BytesIO
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from tfcompress.errors import ModelError
+
+FILE_IDENTIFIER = b"TFL3"
+
+
+def parse(content: bytes) -> schema.ModelT:
+    """The model in `content`, with buffers and options that lie behind the flatbuffer (large files) moved into it.
+
+    Args:
+        content: The bytes of a `.tflite` file.
+
+    Returns:
+        The object tree of the TFLite schema; vectors of numbers are read-only NumPy arrays.
+
+    Raises:
+        ModelError: If `content` is no TFLite model.
+    """
+    if len(content) < 8 or bytes(content[4:8]) != FILE_IDENTIFIER:
+        raise ModelError(f"Not a TFLite model: {len(content)} bytes that do not hold the file identifier 'TFL3'.")
+    try:
+        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+    except (struct.error, IndexError, TypeError, ValueError) as error:
+        raise ModelError(f"Not a readable TFLite model of {len(content)} bytes (truncated?): {error}") from error
+    if not model.subgraphs or model.buffers is None or model.operatorCodes is None:
+        raise ModelError("Not a TFLite model: it holds no graph.")
+    for buffer in model.buffers:
+        # Offsets 0 and 1 mean that the data lies in the flatbuffer itself.
+        if buffer.offset > 1:
+            buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
+        buffer.offset = buffer.size = 0
+    return model
+
+
+def has_appended_files(content: bytes) -> bool:
+    """Whether a ZIP archive (the associated files of TFLite Metadata) follows the flatbuffer."""
+    return zipfile.is_zipfile(BytesIO(content))
+
+
+@functools.cache
+def _names(enum: type) -> dict[int, str]:
+    return {value: name for name, value in vars(enum).items() if isinstance(value, int)}
+
+
+def type_name(tensor_type: int) -> str:
+    """A tensor type in lower case, such as "int8"."""
+    return _names(schema.TensorType).get(tensor_type, f"type {tensor_type}").lower()
+
+
+def op_name(code: schema.OperatorCodeT) -> str:
+    """The name of an operation, such as "CONV_2D"; a custom one by its own name, such as "FlexElu"."""
+    builtin = max(code.builtinCode, code.deprecatedBuiltinCode)
+    if builtin == schema.BuiltinOperator.CUSTOM and code.customCode:
+        return code.customCode.decode(errors="replace")
+    return _names(schema.BuiltinOperator).get(builtin, f"BUILTIN_{builtin}")
+
+
+def is_custom(code: schema.OperatorCodeT) -> bool:
+    """Whether an operation is Flex (run by TensorFlow itself) or custom, and so no part of the runtime."""
+    return max(code.builtinCode, code.deprecatedBuiltinCode) == schema.BuiltinOperator.CUSTOM
+
+
+def tensor_name(tensor: schema.TensorT) -> str:
+    """A tensor's name, empty where it was stripped."""
+    return tensor.name.decode(errors="replace") if tensor.name else ""
+
+
+def input_names(model: schema.ModelT) -> dict[int, str]:
+    """Name of each input by tensor index, in the order of the graph: of the signature, else of the tensor."""
+    return _border_names(model, model.subgraphs[0].inputs, "inputs")
+
+
+def output_names(model: schema.ModelT) -> dict[int, str]:
+    """Name of each output by tensor index, in the order of the graph: of the signature, else of the tensor."""
+    return _border_names(model, model.subgraphs[0].outputs, "outputs")
+
+
+def input_ranges(model: schema.ModelT) -> dict[str, tuple[float, float]]:
+    """The (low, high) that each int8 input covers, by name; also of float32 inputs that a QUANTIZE makes int8."""
+    graph = model.subgraphs[0]
+    targets = {}
+    for operator in graph.operators if graph.operators is not None else ():
+        if op_name(model.operatorCodes[operator.opcodeIndex]) == "QUANTIZE":
+            targets[int(operator.inputs[0])] = int(operator.outputs[0])
+    ranges = {}
+    for index, name in input_names(model).items():
+        tensor = graph.tensors[targets.get(index, index)]
+        if tensor.type == schema.TensorType.INT8 and tensor.quantization is not None:
+            scale, zero_point = float(tensor.quantization.scale[0]), int(tensor.quantization.zeroPoint[0])
+            ranges[name] = ((-128 - zero_point) * scale, (127 - zero_point) * scale)
+    return ranges
+
+
+def _border_names(model: schema.ModelT, indices: np.ndarray, kind: str) -> dict[int, str]:
+    names = {int(index): tensor_name(model.subgraphs[0].tensors[index]) for index in indices}
+    for signature in model.signatureDefs or ():
+        if signature.subgraphIndex == 0:
+            names |= {int(entry.tensorIndex): entry.name.decode() for entry in getattr(signature, kind) or ()}
+    return names

@@ -1,0 +1,190 @@
+"""What calls what in a Keras model: every use of a layer or operation, in the order in which they run, nested models opened.
+
+Invariant: tracing goes through `keras.models.clone_model`, Keras's public way to walk a graph, and leaves the model as
+it was; replaying a trace with its own operations gives the same function. Left out: what a layer does inside its own
+`call`, and subclassed models, which have no graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import keras
+
+from tfcompress.errors import ModelError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """The tensor at `position` among the flattened results of `Trace.calls[call]`."""
+
+    call: int
+    position: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One use of a layer or operation.
+
+    Args:
+        operation: The layer (or `keras.ops` operation) of the traced model; an `InputLayer` for a model input.
+        args: Its positional arguments, with a `Ref` in the place of each tensor.
+        kwargs: Its keyword arguments, likewise.
+    """
+
+    operation: Any
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[Ref, ...]:
+        """The tensors that come in."""
+        return tuple(leaf for leaf in keras.tree.flatten((self.args, dict(self.kwargs))) if isinstance(leaf, Ref))
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """All calls of a model in the order of their execution; those of its inputs come first.
+
+    Args:
+        name: The model's name.
+        calls: The calls.
+        inputs: A `Ref` for each input, in the model's own structure (one, a list, or a dict).
+        outputs: A `Ref` for each output, likewise.
+    """
+
+    name: str
+    calls: tuple[Call, ...]
+    inputs: Any
+    outputs: Any
+
+    def consumers(self, index: int) -> tuple[int, ...]:
+        """The calls that take a result of call `index`."""
+        return tuple(at for at, call in enumerate(self.calls) if any(ref.call == index for ref in call.sources))
+
+
+def require_functional(model: keras.Model) -> keras.Model:
+    """Returns `model`, or the functional form of a Sequential one over the same layers.
+
+    Raises:
+        ModelError: If the model is subclassed, or not built yet.
+    """
+    if isinstance(model, keras.Sequential):
+        if not model.built:
+            raise ModelError(f"Sequential model {model.name!r} has no input shape yet. Add a `keras.Input` first.")
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
+    if not hasattr(model, "operations"):
+        raise ModelError(
+            f"Model {model.name!r} must be a functional or Sequential model, since its graph is read. Received: the "
+            f"subclassed model {type(model).__name__}. Build it with `keras.Model(inputs, outputs)`."
+        )
+    return model
+
+
+def trace(model: keras.Model) -> Trace:
+    """Lists the calls of a functional or Sequential model.
+
+    Args:
+        model: A built model with a static graph.
+
+    Raises:
+        ModelError: If the model has no graph.
+
+    Example:
+        >>> inputs = keras.Input((4,), name="x")
+        >>> model = keras.Model(inputs, keras.layers.Dense(2, name="y")(inputs))
+        >>> [call.operation.name for call in trace(model).calls]
+        ['x', 'y']
+    """
+    model = require_functional(model)
+    originals = {operation.name: operation for operation in model.operations}
+    calls: list[Call] = []
+    refs: dict[int, Ref] = {}
+    alive: list[Any] = []  # Tensors are known by identity, so none may be collected and its id given to another.
+
+    def note(result: Any, made: Sequence[Ref]) -> None:
+        for tensor, ref in zip(keras.tree.flatten(result), made, strict=True):
+            refs[id(tensor)] = ref
+            alive.append(tensor)
+
+    def on_call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        result = operation(*args, **kwargs)
+        original = originals[operation.name]
+        arguments = keras.tree.map_structure(
+            lambda leaf: refs[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
+        )
+        if isinstance(original, keras.Model):
+            note(result, _splice(trace(original), Call(original, *arguments).sources, calls))
+        else:
+            calls.append(Call(original, *arguments))
+            note(result, [Ref(len(calls) - 1, at) for at in range(len(keras.tree.flatten(result)))])
+        return result
+
+    tensors = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in model.inputs]
+    for tensor in tensors:
+        calls.append(Call(originals.get(tensor.name, tensor)))
+        note(tensor, [Ref(len(calls) - 1)])
+    clone = keras.models.clone_model(
+        model, call_function=on_call, input_tensors=keras.tree.pack_sequence_as(model.input, tensors)
+    )
+    inputs, outputs = (
+        keras.tree.map_structure(lambda tensor: refs[id(tensor)], side) for side in (clone.input, clone.output)
+    )
+    return Trace(model.name, tuple(calls), inputs, outputs)
+
+
+def _splice(inner: Trace, sources: Sequence[Ref], calls: list[Call]) -> list[Ref]:
+    """Appends the calls of a nested model to `calls` and returns where its outputs are."""
+    inner_inputs, inner_outputs = keras.tree.flatten(inner.inputs), keras.tree.flatten(inner.outputs)
+    moved: dict[Ref, Ref] = dict(zip(inner_inputs, sources, strict=True))
+
+    def move(leaf: Any) -> Any:
+        return moved.get(leaf, leaf) if isinstance(leaf, Ref) else leaf
+
+    for at, call in enumerate(inner.calls):
+        if Ref(at) in inner_inputs:
+            continue
+        calls.append(Call(call.operation, *keras.tree.map_structure(move, (call.args, dict(call.kwargs)))))
+        # How many results a call has is known only to its consumers; positions stay as they are.
+        used = {ref for later in inner.calls for ref in later.sources if ref.call == at} | {Ref(at)}
+        moved |= {ref: Ref(len(calls) - 1, ref.position) for ref in used | set(inner_outputs) if ref.call == at}
+    return [moved[ref] for ref in inner_outputs]
+
+
+def replay(
+    traced: Trace, call_function: Callable[[int, Call, tuple, dict], Any], on_input: Callable[[int, Any], Any] | None = None
+) -> keras.Model:
+    """Builds a functional model by going through the calls again.
+
+    Args:
+        traced: The calls.
+        call_function: `(index, call, args, kwargs) -> result`, with real tensors in `args` and `kwargs`; it may call
+            `call.operation`, another layer, or several.
+        on_input: `(index, tensor) -> tensor` for what follows each input, such as a rescaling.
+
+    Returns:
+        A new functional model of the same name, with the same inputs.
+    """
+    results: list[list[Any]] = []
+    inputs: dict[Ref, Any] = {}
+    input_refs = set(keras.tree.flatten(traced.inputs))
+
+    def real(leaf: Any) -> Any:
+        return results[leaf.call][leaf.position] if isinstance(leaf, Ref) else leaf
+
+    for index, call in enumerate(traced.calls):
+        if Ref(index) in input_refs:
+            source = call.operation
+            tensor = keras.Input(batch_shape=source.batch_shape, dtype=source.dtype, name=source.name)
+            inputs[Ref(index)] = tensor
+            results.append([tensor if on_input is None else on_input(index, tensor)])
+        else:
+            args, kwargs = keras.tree.map_structure(real, (call.args, dict(call.kwargs)))
+            results.append(keras.tree.flatten(call_function(index, call, args, kwargs)))
+    return keras.Model(
+        keras.tree.map_structure(inputs.__getitem__, traced.inputs),
+        keras.tree.map_structure(real, traced.outputs),
+        name=traced.name,
+    )

@@ -1,0 +1,1 @@
+"""The techniques: each takes a Keras model and returns a new, plain one."""

@@ -1,0 +1,113 @@
+"""Masks: kernels that keep their zeros while they train.
+
+A mask acts through `variable.constraint`, which Keras optimizers apply after every step: with `jit_compile`, mixed
+precision, several replicas, `steps_per_execution` and custom `train_step`s alike.
+
+Invariant: while masks are installed, a masked weight is exactly zero at every batch end. The model keeps its layers and
+weights; nothing has to be stripped. Left out: which weights to mask (`prune.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.errors import InvalidArgumentError
+
+
+class KernelMask:
+    """A mask on one variable, installed at construction.
+
+    Args:
+        variable: A trainable Keras variable; a constraint that it has already is applied before the mask.
+        strategy: The distribution strategy that the variable lives in, if any.
+    """
+
+    def __init__(self, variable: Any, strategy: Any = None):
+        self.variable = variable
+        self._own_constraint: Callable | None = variable.constraint
+        scope = (strategy or tf.distribute.get_strategy()).scope
+        with scope():
+            # A variable, so that a compiled step sees every new mask.
+            self._mask = tf.Variable(tf.ones(variable.shape, variable.dtype), trainable=False)
+        variable.constraint = self._constrain
+
+    def _constrain(self, value: Any) -> Any:
+        if self._own_constraint is not None:
+            value = self._own_constraint(value)
+        return tf.convert_to_tensor(value) * self._mask
+
+    def assign(self, keep: np.ndarray) -> None:
+        """Sets the mask to `keep`, a boolean array of the variable's shape, and zeroes the rest at once."""
+        keep = keep.astype(self._mask.dtype.as_numpy_dtype)
+        self._mask.assign(keep)
+        self.variable.assign(keras.ops.convert_to_numpy(self.variable) * keep)
+
+    def reapply(self) -> None:
+        """Zeroes what the mask drops, after something wrote to the variable past the optimizer's constraints."""
+        self.assign(self._mask.numpy() != 0)
+
+    def remove(self) -> None:
+        """Gives the variable the constraint back that it had."""
+        self.variable.constraint = self._own_constraint
+
+
+class HoldMasks(keras.callbacks.Callback):
+    """Keeps the zeros that the kernels of a model have when training begins.
+
+    What `MagnitudePruning` or another stage made sparse stays sparse through any later training: fine-tuning,
+    distillation, quantization-aware training.
+
+    Args:
+        model: The model to hold (the student, when it trains inside a `Distiller`).
+        layers: Names of the layers to hold; by default every layer whose kernel has a zero.
+
+    Raises:
+        InvalidArgumentError: If a layer does not exist or has no kernel.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="y")])
+        >>> model.layers[0].kernel.assign([[0.0, 1.0], [2.0, 0.0]]).shape
+        TensorShape([2, 2])
+        >>> callback = HoldMasks(model)
+    """
+
+    def __init__(self, model: keras.Model, layers: Iterable[str] | None = None):
+        super().__init__()
+        kernels = {layer.name: layer.kernel for layer in kernel_layers(model)}
+        unknown = sorted(set(layers or ()) - set(kernels))
+        if unknown:
+            raise InvalidArgumentError("HoldMasks.layers", f"names among {sorted(kernels)}", unknown)
+        self._kernels = {name: kernel for name, kernel in kernels.items() if layers is None or name in set(layers)}
+        self._masks: list[KernelMask] = []
+
+    def on_train_begin(self, logs=None):
+        for kernel in self._kernels.values():
+            keep = keras.ops.convert_to_numpy(kernel) != 0
+            if not keep.all():
+                mask = KernelMask(kernel, self.model.distribute_strategy)
+                mask.assign(keep)
+                self._masks.append(mask)
+        # A step that was compiled before knows nothing of the masks.
+        self.model.make_train_function(force=True)
+
+    def on_train_end(self, logs=None):
+        for mask in self._masks:
+            mask.reapply()
+            mask.remove()
+        self._masks.clear()
+
+
+def kernel_layers(model: keras.Model) -> list[keras.layers.Layer]:
+    """The layers of a model, and of models within it, that have a trainable kernel."""
+    found: list[keras.layers.Layer] = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found.extend(kernel_layers(layer))
+        elif isinstance(getattr(layer, "kernel", None), keras.Variable) and layer.kernel.trainable:
+            found.append(layer)
+    return found

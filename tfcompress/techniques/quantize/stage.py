@@ -1,0 +1,51 @@
+"""The recipe stage `quantize`: quantization-aware training, ranges frozen for its last part.
+
+Invariant: the model that comes out is the one that was measured while training: exporting it only writes down its
+integers. Left out: post-training quantization, which is an export without this stage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import keras
+
+from tfcompress.errors import InvalidArgumentError
+from tfcompress.techniques.base import Context, Technique
+from tfcompress.techniques.quantize.freeze import FreezeRanges
+from tfcompress.techniques.quantize.quantize_aware import check_arguments, quantize_aware
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quantize(Technique):
+    """Inserts fake quantization and trains with it.
+
+    Args:
+        weight_bits: Bits of the kernels: 8 or 4.
+        ranges: `"learned"` or `"moving_average"`.
+        momentum: Share of the old range that a moving average keeps at each step, in [0, 1).
+        calibration_samples: Training samples that the first ranges are read from, at least 1.
+        freeze_after: Share of the training before ranges and BatchNormalization statistics are frozen, in [0, 1].
+    """
+
+    weight_bits: int = 8
+    ranges: str = "learned"
+    momentum: float = 0.99
+    calibration_samples: int = 1000
+    freeze_after: float = 0.5
+
+    def __post_init__(self):
+        check_arguments("quantize", self.weight_bits, self.ranges, self.momentum, self.calibration_samples)
+        if not 0 <= self.freeze_after <= 1:
+            raise InvalidArgumentError("quantize.freeze_after", "a number in [0, 1]", self.freeze_after)
+
+    def apply(self, model: keras.Model, context: Context) -> keras.Model:
+        aware = quantize_aware(
+            model,
+            context.data,
+            weight_bits=self.weight_bits,
+            ranges=self.ranges,
+            momentum=self.momentum,
+            calibration_samples=self.calibration_samples,
+        )
+        return context.train(aware, callbacks=lambda replica: [FreezeRanges(replica, after=self.freeze_after)]).model

@@ -1,0 +1,55 @@
+"""A progress bar for a training, with the time left.
+
+Invariant: the bar counts steps over all epochs, so that the time left is that of the whole training. Left out: logs.
+"""
+
+from __future__ import annotations
+
+import keras
+from rich import progress
+
+
+class ProgressBar(keras.callbacks.Callback):
+    """Shows steps, loss, accuracy and the time left.
+
+    Args:
+        label: What is trained, such as `"02-prune"`.
+        epochs: Epochs of the training.
+        steps: Steps of an epoch.
+    """
+
+    def __init__(self, label: str, epochs: int, steps: int):
+        super().__init__()
+        self._steps = steps
+        self._epochs = epochs
+        self._epoch = 0
+        self._bar = progress.Progress(
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+            progress.TextColumn("{task.fields[figures]}"),
+        )
+        self._task = self._bar.add_task(label, total=epochs * steps, figures="")
+
+    def on_train_begin(self, logs=None):
+        self._bar.start()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._bar.update(self._task, completed=self._epoch * self._steps + batch + 1)
+
+    def on_epoch_end(self, epoch, logs=None):
+        names = ("loss", "accuracy", "val_accuracy")
+        figures = "  ".join(f"{name} {logs[name]:.4f}" for name in names if logs and name in logs)
+        self._bar.update(self._task, figures=f"epoch {epoch + 1}/{self._epochs}  {figures}")
+
+    def on_train_end(self, logs=None):
+        self.close()
+
+    def close(self) -> None:
+        """Ends the display, also when training ended by an error."""
+        self._bar.stop()
