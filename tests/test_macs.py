@@ -159,3 +159,11 @@ def test_known_networks():
     expected = stem + stage1 + stage2 + stage3 + 640
     assert expected == 12_501_632  # The 12.5 million of MLPerf Tiny's image classification.
     assert count_macs(build("resnet", input_shape=(32, 32, 3), num_classes=10)) == expected
+
+
+def test_both_ways_to_downsample_cost_the_same():
+    arguments = {"input_shape": (8, 8, 1), "num_classes": 3, "widths": (2, 4), "strides": (1, 2)}
+    expected = 64 * 9 * 2 + 16 * 9 * 2 * 4 + 4 * 3
+    assert (
+        count_macs(build("cnn", **arguments)) == count_macs(build("cnn", **arguments, downsample="stride")) == expected
+    )

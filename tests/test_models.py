@@ -1,5 +1,3 @@
-import os
-
 import keras
 import numpy as np
 import pytest
@@ -93,7 +91,6 @@ def test_resnet_has_its_depth(depth):
 
 def test_resnet8_takes_the_weights_of_mlperf_tiny():
     path = shared_path("models/resnet8_cifar10.h5")
-    os.environ["TF_USE_LEGACY_KERAS"] = os.environ.get("TF_USE_LEGACY_KERAS", "0")
     tf_keras = pytest.importorskip("tf_keras")
     reference = tf_keras.models.load_model(path, compile=False)
     model = build("resnet", input_shape=(32, 32, 3), num_classes=10)

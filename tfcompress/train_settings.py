@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from tfcompress.errors import InvalidArgumentError
@@ -24,6 +25,13 @@ _CHOICES = {
     "precision": Precision,
     "strategy": Strategy,
     "keep": Keep,
+}
+_WHOLE_NUMBERS = {"epochs": 1, "warmup_steps": 0, "steps_per_execution": 1, "early_stopping": 1}
+_NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
+    "learning_rate": (lambda value: 0 < value < math.inf, "a finite number above 0"),
+    "weight_decay": (lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
+    "momentum": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
+    "label_smoothing": (lambda value: 0 <= value < 1, "a number in [0, 1)"),
 }
 
 
@@ -76,14 +84,14 @@ class TrainSettings:
         for name, choice in _CHOICES.items():
             allowed = get_args(choice)
             self._require(name, getattr(self, name) in allowed, f"one of {', '.join(map(repr, allowed))}")
-        self._require("epochs", self.epochs >= 1, "at least 1")
-        self._require("learning_rate", 0 < self.learning_rate < math.inf, "a finite number above 0")
-        self._require("warmup_steps", self.warmup_steps >= 0, "at least 0")
-        self._require("weight_decay", 0 <= self.weight_decay < math.inf, "a finite number of at least 0")
-        self._require("momentum", 0 <= self.momentum < 1, "in [0, 1)")
-        self._require("label_smoothing", 0 <= self.label_smoothing < 1, "in [0, 1)")
-        self._require("steps_per_execution", self.steps_per_execution >= 1, "at least 1")
-        self._require("early_stopping", self.early_stopping is None or self.early_stopping >= 1, "at least 1, or None")
+        for name, least in _WHOLE_NUMBERS.items():
+            value = getattr(self, name)
+            holds = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            unset = name == "early_stopping" and value is None
+            self._require(name, holds or unset, f"a whole number of at least {least}")
+        for name, (allows, expected) in _NUMBERS.items():
+            value = getattr(self, name)
+            self._require(name, isinstance(value, int | float) and allows(value), expected)
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -37,7 +37,7 @@ def cnn(
         strides: Step of each convolution, 1 or more. By default the image is halved until its shorter side is below 8
             pixels, at most 5 times and at most `depth - 1` times, at even distances.
         downsample: `"max_pool"` (a pooling layer before a convolution whose step is above 1) or `"stride"` (the
-            convolution itself makes the step: fewer multiply-adds, less accurate).
+            convolution itself makes the step); both take the same multiply-adds.
 
     Returns:
         A functional model of `block1_conv`, `block1_bn`, `block1_relu`, `block2_...`, `global_pool`, `logits`.

@@ -152,6 +152,7 @@ def print_table(run_dir: str | os.PathLike) -> None:
     unlimited = console.options.update(max_width=1000)
     console.width = max(console.width, rich.measure.Measurement.get(console, unlimited, table).maximum)
     console.print(table)
+    console.print()
     lines = [f"{label:<12} {path}" for label, path in _files(Path(run_dir), results).items()]
     for line in filter(None, [summary(results.rows), *lines]):
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -4,6 +4,7 @@
 is, `calibrate.py` where ranges start and `freeze.py` where they stop. `stage.py` is the recipe's `quantize`.
 """
 
+from tfcompress.techniques.quantize.biases import round_biases
 from tfcompress.techniques.quantize.fake_quant import FakeQuantize
 from tfcompress.techniques.quantize.freeze import FreezeRanges
 from tfcompress.techniques.quantize.layers import QuantizedConv2D, QuantizedDense, QuantizedDepthwiseConv2D
@@ -18,4 +19,5 @@ __all__ = [
     "QuantizedDense",
     "QuantizedDepthwiseConv2D",
     "quantize_aware",
+    "round_biases",
 ]

@@ -147,7 +147,7 @@ class _Rewriter:
             name = call.operation.name
             result = self._range(f"{name}_sum_range")(result)
             result = layers.Activation(activation, name=self._free(f"{name}_{activation.__name__}"))(result)
-        if isinstance(call.operation, AVERAGED):
+        if isinstance(call.operation, AVERAGED) and not averages_all(call.operation):
             # The runtime rounds a mean to the scale of what came in: the same layer once more does just that.
             (source,) = call.sources
             self._ranges[index] = self._ranges.get(source.call)
@@ -173,6 +173,10 @@ class _Rewriter:
         if not isinstance(operation, keras.layers.Layer):
             return operation
         if operation.name not in self._new:
+            if averages_all(operation):
+                # The mean of a whole map gets a scale of its own, finer than that of the map.
+                new = layers.GlobalAveragePooling2D(keepdims=True, name=operation.name)
+                return self._new.setdefault(operation.name, new)
             config = operation.get_config()
             layer_class = QUANTIZED_LAYERS.get(type(operation), type(operation))
             if layer_class is not type(operation):
@@ -196,13 +200,22 @@ class _Rewriter:
 def needs_range(traced: Trace, index: int) -> bool:
     """Whether the result of call `index` is a tensor with a scale of its own in the exported file."""
     operation = traced.calls[index].operation
-    if isinstance(operation, HANDED_ON + ABSENT + AVERAGED):
+    if isinstance(operation, HANDED_ON + ABSENT + AVERAGED) and not averages_all(operation):
         return False
     if _is_sum(operation) or isinstance(operation, layers.BatchNormalization | layers.Add):
-        follower = _only_follower(traced, index)
+        follower = only_follower(traced, index)
         fused = (layers.BatchNormalization,) if _is_sum(operation) else ()
         return not (follower is not None and (isinstance(follower, fused) or is_clipping(follower)))
     return True
+
+
+def averages_all(operation: Any) -> bool:
+    """Whether a pooling takes the mean of its whole input."""
+    return (
+        isinstance(operation, layers.AveragePooling2D)
+        and operation.data_format == "channels_last"
+        and tuple(operation.pool_size) == tuple(operation.input.shape[1:3])
+    )
 
 
 def is_clipping(operation: Any) -> bool:
@@ -211,6 +224,19 @@ def is_clipping(operation: Any) -> bool:
         return operation.max_value in (None, 6) and not operation.negative_slope and not operation.threshold
     activation = getattr(operation, "activation", None)
     return isinstance(operation, layers.Activation) and activation in (keras.activations.relu, keras.activations.relu6)
+
+
+def only_follower(traced: Trace, index: int) -> Any | None:
+    """The operation that alone takes the result of call `index`, looking through what is absent in use."""
+    outputs = {ref.call for ref in keras.tree.flatten(traced.outputs)}
+    while index not in outputs:
+        consumers = traced.consumers(index)
+        if len(consumers) != 1:
+            return None
+        (index,) = consumers
+        if not isinstance(traced.calls[index].operation, ABSENT):
+            return traced.calls[index].operation
+    return None
 
 
 def unfused_activation(operation: Any) -> Any | None:
@@ -230,19 +256,6 @@ def _is_softmax(operation: Any) -> bool:
     return isinstance(operation, layers.Softmax) or (
         isinstance(operation, layers.Activation) and operation.activation is keras.activations.softmax
     )
-
-
-def _only_follower(traced: Trace, index: int) -> Any | None:
-    """The operation that alone takes the result of call `index`, looking through what is absent in use."""
-    outputs = {ref.call for ref in keras.tree.flatten(traced.outputs)}
-    while index not in outputs:
-        consumers = traced.consumers(index)
-        if len(consumers) != 1:
-            return None
-        (index,) = consumers
-        if not isinstance(traced.calls[index].operation, ABSENT):
-            return traced.calls[index].operation
-    return None
 
 
 def _refuse_unsupported(traced: Trace) -> None:
@@ -267,7 +280,7 @@ def _unsupported(traced: Trace) -> Iterator[str]:
                 yield f"{operation.name}: data_format 'channels_first' has no integer kernel"
         elif isinstance(operation, layers.BatchNormalization):
             (before,) = (ref.call for ref in call.sources)
-            fused = _is_sum(traced.calls[before].operation) and _only_follower(traced, before) is operation
+            fused = _is_sum(traced.calls[before].operation) and only_follower(traced, before) is operation
             if not fused:
                 yield f"{operation.name}: a BatchNormalization that is not the only follower of a convolution"
         elif isinstance(operation, layers.Activation):

@@ -12,6 +12,7 @@ import keras
 
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.base import Context, Technique
+from tfcompress.techniques.quantize.biases import round_biases
 from tfcompress.techniques.quantize.freeze import FreezeRanges
 from tfcompress.techniques.quantize.quantize_aware import check_arguments, quantize_aware
 
@@ -48,4 +49,8 @@ class Quantize(Technique):
             momentum=self.momentum,
             calibration_samples=self.calibration_samples,
         )
-        return context.train(aware, callbacks=lambda replica: [FreezeRanges(replica, after=self.freeze_after)]).model
+        trained = context.train(
+            aware, callbacks=lambda replica: [FreezeRanges(replica, after=self.freeze_after)]
+        ).model
+        round_biases(trained)
+        return trained
