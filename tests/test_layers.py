@@ -15,7 +15,7 @@ ORDER = [
     {"pipeline", "recipe"},
     {"techniques", "export"},
     {"training", "measure", "train_settings"},
-    {"graph", "bridge", "data", "models"},
+    {"graph", "bridge", "data", "models", "layers"},
     {"files", "errors"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

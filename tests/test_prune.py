@@ -144,7 +144,9 @@ def test_resumes_from_a_saved_model(tmp_path):
     interrupted.compile("adam", cross_entropy())
     # The plan ends where this fit ends, so the schedule is asked for no more than the first part here.
     pruning = MagnitudePruning(interrupted, polynomial(end_step=12), include=["second"])
-    stop = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: setattr(interrupted, "stop_training", epoch == 1))
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(interrupted, "stop_training", epoch == 1)
+    )
     interrupted.fit(x, y, batch_size=32, epochs=4, shuffle=False, verbose=0, callbacks=[pruning, stop])
     interrupted.save(tmp_path / "half.keras")
     resumed = keras.saving.load_model(tmp_path / "half.keras")
@@ -172,7 +174,11 @@ def test_two_replicas_prune_as_one():
     for strategy in ("default", "mirrored"):
         settings = TrainSettings(epochs=2, strategy=strategy, optimizer="sgd", learning_rate=0.1)
         results[strategy] = fit(
-            model, data, settings, batch_size=32, seed=0,
+            model,
+            data,
+            settings,
+            batch_size=32,
+            seed=0,
             callbacks=lambda replica: [MagnitudePruning(replica, polynomial(), include=["first", "second"])],
         ).model
     for name in ("first", "second"):
@@ -184,7 +190,10 @@ def test_two_replicas_prune_as_one():
 def test_first_last_and_depthwise_are_left_out_by_default():
     assert [layer.name for layer in prunable_layers(tiny_cnn())] == ["middle", "hidden"]
     assert [layer.name for layer in prunable_layers(tiny_cnn(), include=["*"], exclude=["c*"])] == [
-        "stem", "middle", "depthwise", "hidden",
+        "stem",
+        "middle",
+        "depthwise",
+        "hidden",
     ]
 
 
@@ -195,12 +204,16 @@ def test_nothing_to_prune():
 
 
 def test_pattern_that_fits_nothing():
-    with pytest.raises(InvalidArgumentError, match=r"`include` must be patterns of the layer names .* Received: 'conv\*'"):
+    with pytest.raises(
+        InvalidArgumentError, match=r"`include` must be patterns of the layer names .* Received: 'conv\*'"
+    ):
         prunable_layers(tiny_mlp(), include=["conv*"])
 
 
 @pytest.mark.parametrize(
-    "schedule", [polynomial(end_step=100), polynomial(end_step=9), polynomial(frequency=100)], ids=["late", "odd", "rare"]
+    "schedule",
+    [polynomial(end_step=100), polynomial(end_step=9), polynomial(frequency=100)],
+    ids=["late", "odd", "rare"],
 )
 def test_schedule_that_cannot_reach_its_target_is_an_error_before_the_first_step(schedule):
     model = tiny_mlp()

@@ -8,10 +8,10 @@ from helpers import CLOSE, blob_dataset, blobs, cross_entropy, shared_path, tiny
 from keras import layers
 
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
+from tfcompress.layers import fake_quantize_kernel
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.quantize import FakeQuantize, FreezeRanges, quantize_aware
 from tfcompress.techniques.quantize.calibrate import fake_quantize_layers
-from tfcompress.techniques.quantize.fake_quant import fake_quantize_kernel
 from tfcompress.techniques.quantize.rewrite import QuantizationSpec, insert_fake_quantization, remove_fake_quantization
 
 
@@ -64,8 +64,14 @@ def test_nothing_is_rounded_where_the_runtime_fuses():
     aware = quantize_aware(tiny_cnn(), blobs()[0])
     names = [layer.name for layer in fake_quantize_layers(aware)]
     assert names == [
-        "image_range", "stem_relu_range", "middle_range", "depthwise_range", "residual_range", "pool_range",
-        "hidden_range", "classes_range",
+        "image_range",
+        "stem_relu_range",
+        "middle_range",
+        "depthwise_range",
+        "residual_range",
+        "pool_range",
+        "hidden_range",
+        "classes_range",
     ]
 
 
@@ -76,7 +82,9 @@ def test_calibrated_ranges_are_those_seen_while_no_activation_is_rounded():
         aware_layer = aware.get_layer(name)
         model.get_layer(name).kernel.assign(aware_layer.rounded_kernel(aware_layer.kernel))
     kernel = model.get_layer("depthwise").kernel
-    kernel.assign(fake_quantize_kernel(tf.reshape(kernel, (3, 3, 1, 8)), bits=8, per_channel=True).numpy().reshape(3, 3, 8, 1))
+    kernel.assign(
+        fake_quantize_kernel(tf.reshape(kernel, (3, 3, 1, 8)), bits=8, per_channel=True).numpy().reshape(3, 3, 8, 1)
+    )
     values = keras.Model(model.inputs, model.get_layer("residual").output)([x[:150]])
     layer = aware.get_layer("residual_range")
     np.testing.assert_allclose(float(layer.maximum), np.max(values), rtol=1e-5)
@@ -135,7 +143,11 @@ def test_trains_and_freezes(precision, jit_compile):
 
     Ranges.seen = []
     result = fit(
-        aware, data, TrainSettings(epochs=10, learning_rate=2e-3, precision=precision, jit_compile=jit_compile), batch_size=32, seed=0,
+        aware,
+        data,
+        TrainSettings(epochs=10, learning_rate=2e-3, precision=precision, jit_compile=jit_compile),
+        batch_size=32,
+        seed=0,
         callbacks=lambda replica: [FreezeRanges(replica, after=0.5), Ranges(replica)],
     )
     ranges, means = zip(*Ranges.seen, strict=True)

@@ -32,11 +32,12 @@ if TYPE_CHECKING:
     from tfcompress.models import build as build_model
     from tfcompress.pipeline.run import compress, run
     from tfcompress.recipe import Recipe, load_recipe, parse_recipe
+    from tfcompress.report import print_table, write_report
     from tfcompress.report.inspection import inspect
     from tfcompress.techniques.distill import Distiller, LogitMatching, SoftCrossEntropy, SoftTargets, Teacher
     from tfcompress.techniques.masks import HoldMasks
     from tfcompress.techniques.prune import MagnitudePruning
-    from tfcompress.techniques.quantize import FreezeRanges, quantize_aware
+    from tfcompress.techniques.quantize import FreezeRanges, quantize_aware, round_biases
     from tfcompress.train_settings import TrainSettings
     from tfcompress.training.fit import fit
 
@@ -71,8 +72,11 @@ _HOMES = {
     "load_recipe": "tfcompress.recipe",
     "measure_latency": "tfcompress.measure.latency",
     "parse_recipe": "tfcompress.recipe",
+    "print_table": "tfcompress.report",
     "quantize_aware": "tfcompress.techniques.quantize",
+    "round_biases": "tfcompress.techniques.quantize",
     "run": "tfcompress.pipeline",
+    "write_report": "tfcompress.report",
 }
 _WITHOUT_KERAS = ("tfcompress.recipe", "tfcompress.train_settings")
 
@@ -111,8 +115,11 @@ __all__ = [
     "load_recipe",
     "measure_latency",
     "parse_recipe",
+    "print_table",
     "quantize_aware",
+    "round_biases",
     "run",
+    "write_report",
 ]
 
 

@@ -123,8 +123,11 @@ def _run(arguments: Sequence[str], values: flags.FlagValues) -> None:
     recipe = load_recipe(arguments[0], values.set)
     out = values.out or os.path.join("runs", recipe.name)
     with _quiet_start():
-        run = tfc.run
-    run(recipe, out, overwrite=values.overwrite, progress=values.progress)
+        run, write_report, print_table = tfc.run, tfc.write_report, tfc.print_table
+    result = run(recipe, out, overwrite=values.overwrite, progress=values.progress)
+    write_report(result.out)
+    if values.progress:
+        print_table(result.out)
 
 
 def _inspect(arguments: Sequence[str], values: flags.FlagValues) -> None:
@@ -139,7 +142,6 @@ def _inspect(arguments: Sequence[str], values: flags.FlagValues) -> None:
 def _export(arguments: Sequence[str], values: flags.FlagValues) -> None:
     input_range = _input_range(values)
     with _quiet_start():
-        import tfcompress.techniques.quantize  # noqa: F401  (registers the layers that a file may hold)
         from tfcompress.measure.accuracy import load_keras
     model = load_keras(arguments[0])
     data = _load_data(values, input_range) if values.data else None
@@ -165,8 +167,6 @@ def _evaluate(arguments: Sequence[str], values: flags.FlagValues) -> None:
         raise app.UsageError("evaluate needs --data NAME, such as --data digits.")
     input_range = _input_range(values)
     with _quiet_start():
-        import tfcompress.techniques.quantize  # noqa: F401  (registers the layers that a file may hold)
-
         evaluate = tfc.evaluate
     data = _load_data(values, input_range)
     result = evaluate(arguments[0], data, split=values.split, batch_size=values.batch_size, limit=values.limit)

@@ -1,13 +1,13 @@
-"""CIFAR-10 ResNet-8 of MLPerf Tiny to int8 by quantization-aware training: accuracy, size and parity of the exported file.
+"""CIFAR-10 ResNet-8 of MLPerf Tiny to int8 by quantization-aware training: accuracy, size and parity of the exported
+file.
 
     python tests/benchmarks/resnet8_qat.py --model resnet8_cifar10.h5 --data_dir DIR --seeds 1 --out resnet8_qat.json
 
-Trains 2 epochs of batch 128 (766 steps) on 49,000 of the training pictures, the other 1,000 being the validation split; no
-teacher, BatchNormalization frozen. The test split is read at the end only, and chooses nothing.
+Trains 2 epochs of batch 128 (766 steps) on 49,000 of the training pictures, the other 1,000 being the validation split;
+no teacher, BatchNormalization frozen. The test split is read at the end only, and chooses nothing.
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 
@@ -92,7 +92,10 @@ def main():
     args = parser.parse_args()
     rows = [run(args, seed) for seed in range(args.seeds)]
     mean = float(np.mean([row["int8_accuracy"] for row in rows]))
-    write_json(args.out, {"rows": rows, "mean_int8_accuracy": mean, "spread": float(np.std([row["int8_accuracy"] for row in rows]))})
+    write_json(
+        args.out,
+        {"rows": rows, "mean_int8_accuracy": mean, "spread": float(np.std([row["int8_accuracy"] for row in rows]))},
+    )
     print(f"int8 accuracy {mean:.4f} over {len(rows)} seeds")
 
 

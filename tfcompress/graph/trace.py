@@ -1,4 +1,5 @@
-"""What calls what in a Keras model: every use of a layer or operation, in the order in which they run, nested models opened.
+"""What calls what in a Keras model: every use of a layer or operation, in the order in which they run, nested models
+opened.
 
 Invariant: tracing goes through `keras.models.clone_model`, Keras's public way to walk a graph, and leaves the model as
 it was; replaying a trace with its own operations gives the same function. Left out: what a layer does inside its own
@@ -8,7 +9,7 @@ it was; replaying a trace with its own operations gives the same function. Left 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -154,7 +155,9 @@ def _splice(inner: Trace, sources: Sequence[Ref], calls: list[Call]) -> list[Ref
 
 
 def replay(
-    traced: Trace, call_function: Callable[[int, Call, tuple, dict], Any], on_input: Callable[[int, Any], Any] | None = None
+    traced: Trace,
+    call_function: Callable[[int, Call, tuple, dict], Any],
+    on_input: Callable[[int, Any], Any] | None = None,
 ) -> keras.Model:
     """Builds a functional model by going through the calls again.
 

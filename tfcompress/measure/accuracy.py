@@ -17,6 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import tfcompress.layers  # noqa: F401  (registers the layers that a file may hold)
 from tfcompress.data import Dataset
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.measure.tflite_runner import TFLiteRunner

@@ -1,8 +1,8 @@
-"""`run` and `compress`: a recipe from its first training to its last picture.
+"""`run` and `compress`: a recipe from its first training to its last file.
 
-Invariant: every stage starts from what the stage before left, trains under the masks of all stages before, and is measured
-in the same way; a run that was interrupted and run again gives what an uninterrupted one gives. Left out: what
-a stage does (`techniques/`), and choosing a recipe (`search`).
+Invariant: every stage starts from what the stage before left, trains under the masks of all stages before, and is
+measured in the same way; a run that was interrupted and run again gives what an uninterrupted one gives. Left out: what
+a stage does (`techniques/`), reports (`report/`), and choosing a recipe (`search`).
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfcompress import files
-from tfcompress.data import Augmentation, Dataset, from_folder, load_dataset
-from tfcompress.errors import InvalidArgumentError, RecipeError
+from tfcompress.data import Dataset
+from tfcompress.errors import InvalidArgumentError
 from tfcompress.export import ExportResult, export_tflite
 from tfcompress.measure.environment import describe_environment
 from tfcompress.measure.metrics import Metrics
 from tfcompress.measure.size import layer_sparsity
 from tfcompress.models import build
+from tfcompress.pipeline.inputs import data_key, load_data, model_key, plain
 from tfcompress.pipeline.rows import export_row, file_row, keras_row
 from tfcompress.pipeline.stage_store import StageStore
-from tfcompress.recipe import DataSpec, ModelSpec, Recipe, StageSpec, build_technique, load_recipe
-from tfcompress.report import print_table, write_report
+from tfcompress.recipe import ModelSpec, Recipe, StageSpec, build_technique, load_recipe
 from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.distill import Distiller, SoftTargets, Teacher
 from tfcompress.techniques.masks import HoldMasks
@@ -60,10 +59,6 @@ class RunResult:
     def metrics_path(self) -> Path:
         return self.out / "metrics.json"
 
-    @property
-    def report_path(self) -> Path:
-        return self.out / "report.md"
-
 
 def run(recipe: Recipe, out: str | os.PathLike, *, overwrite: bool = False, progress: bool = True) -> RunResult:
     """Runs a recipe, or what is left of it in `out`.
@@ -72,10 +67,10 @@ def run(recipe: Recipe, out: str | os.PathLike, *, overwrite: bool = False, prog
         recipe: A complete recipe.
         out: Folder for the results; see `docs/results.md`. Stages that are finished there are not run again.
         overwrite: Whether results of another recipe may be replaced.
-        progress: Whether to show progress bars and the table.
+        progress: Whether to show progress bars.
 
     Returns:
-        The rows, files and the last model.
+        The rows, files and the last model. `write_report(result.out)` makes pages and pictures of them.
 
     Raises:
         RecipeError: If the recipe is not complete, does not fit its model, or `out` holds another recipe's results.
@@ -84,7 +79,7 @@ def run(recipe: Recipe, out: str | os.PathLike, *, overwrite: bool = False, prog
         ExportError: If a file does not pass the gate.
     """
     recipe.require_complete()
-    data = _load_data(recipe.data)
+    data = load_data(recipe.data)
     return _Run(recipe, data, Path(out), overwrite, progress).run()
 
 
@@ -99,8 +94,9 @@ def compress(
 ) -> RunResult:
     """Runs a recipe on a model and data that the caller has.
 
-    The model takes the place of the recipe's teacher, already trained. What is compressed is the recipe's student, or the
-    model itself where the recipe has none; then its original teaches it. The recipe's `data` gives only the batch size.
+    The model takes the place of the recipe's teacher, already trained. What is compressed is the recipe's student, or
+    the model itself where the recipe has none; then its original teaches it. The recipe's `data` gives only the batch
+    size.
 
     Args:
         model: A trained functional or Sequential classifier. It is not changed.
@@ -108,7 +104,7 @@ def compress(
         recipe: A recipe, or the path of one.
         out: Folder for the results; by default `runs/<recipe name>`.
         overwrite: Whether results of another recipe may be replaced.
-        progress: Whether to show progress bars and the table.
+        progress: Whether to show progress bars.
 
     Returns:
         As `run`.
@@ -133,7 +129,13 @@ class _Run:
     """One run: the state that goes from stage to stage."""
 
     def __init__(
-        self, recipe: Recipe, data: Dataset, out: Path, overwrite: bool, progress: bool, given: keras.Model | None = None
+        self,
+        recipe: Recipe,
+        data: Dataset,
+        out: Path,
+        overwrite: bool,
+        progress: bool,
+        given: keras.Model | None = None,
     ):
         self._recipe = recipe
         self._data = data
@@ -148,7 +150,7 @@ class _Run:
         self._sparsity: dict[str, dict[str, float]] = {}
         self._exports: dict[str, dict[str, Any]] = {}
         self._holds_masks = False
-        self._key = files.content_key(RESULT_VERSION, recipe.seed, recipe.data.batch_size, _data_key(recipe.data, data))
+        self._key = files.content_key(RESULT_VERSION, recipe.seed, recipe.data.batch_size, data_key(recipe.data, data))
 
     def run(self) -> RunResult:
         # Everything that can be known to be wrong is found before the first training.
@@ -167,7 +169,7 @@ class _Run:
         spec = self._recipe.teacher
         if self._given is not None:
             self._teacher = Teacher(self._given)
-            self._teacher_key = _model_key(self._given)
+            self._teacher_key = model_key(self._given)
             self._stage("teacher", self._teacher_key, lambda store: (self._given, {}))
         elif spec is not None and spec.file is not None:
             file = Path(spec.file)
@@ -269,7 +271,7 @@ class _Run:
             raise self._recipe.source.error(path, "is missing; give at least `train: {epochs: 5}`.")
         self._key = files.content_key(
             self._key,
-            [name, _plain(dataclasses.asdict(technique)), dataclasses.asdict(settings)],
+            [name, plain(dataclasses.asdict(technique)), dataclasses.asdict(settings)],
             [repr(teaching), self._teacher_key if teaching is not None else ""],
         )
 
@@ -366,7 +368,7 @@ class _Run:
             self._sparsity[name] = record["sparsity"]
 
     def _export(self, model: keras.Model) -> dict[str, Path]:
-        paths = {}
+        paths: dict[str, Path] = {}
         for spec in self._recipe.export:
             started = time.perf_counter()
             path = self._out / "export" / f"model_{spec.mode}.tflite"
@@ -398,43 +400,3 @@ class _Run:
                 "environment": describe_environment(),
             },
         )
-        write_report(self._out)
-        if self._progress:
-            print_table(self._out)
-
-
-def _load_data(spec: DataSpec) -> Dataset:
-    augment = None if spec.augment is None else Augmentation(**dataclasses.asdict(spec.augment))
-    options = {
-        "input_range": spec.input_range,
-        "augmentation": augment,
-        "validation_fraction": spec.validation_fraction,
-        "limit_train": spec.limit_train,
-    }
-    if spec.name == "folder":
-        return from_folder(spec.folder, image_size=spec.image_size, **options)
-    return load_dataset(str(spec.name), data_dir=spec.data_dir, download=spec.download, **options)
-
-
-def _data_key(spec: DataSpec, data: Dataset) -> str:
-    """What the data is known by: how it was asked for, its sizes, and its first samples."""
-    asked = dataclasses.asdict(spec)
-    # Where data lies does not change what it is.
-    for name in ("data_dir", "download", "folder"):
-        asked.pop(name)
-    first = next(iter(data.batches("train", 16)))
-    return files.content_key(_plain(asked), data.name, data.sizes, *(np.asarray(part).tobytes() for part in first))
-
-
-def _model_key(model: keras.Model) -> str:
-    """What a model is known by: its structure and weights."""
-    return files.content_key(model.to_json(), *(weight.tobytes() for weight in model.get_weights()))
-
-
-def _plain(value: Any) -> Any:
-    """`value` with mappings and tuples as JSON has them."""
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(inner) for inner in value]
-    return value

@@ -1,7 +1,7 @@
 """The folder of a run: what each stage left there, and whether it can be used again.
 
-Invariant: a stage is finished exactly when its `stage.json` exists, since that is written last; a finished stage is used
-again only under its own key, which covers everything that its result depends on. Left out: what a stage does.
+Invariant: a stage is finished exactly when its `stage.json` exists, since that is written last; a finished stage is
+used again only under its own key, which covers everything that its result depends on. Left out: what a stage does.
 """
 
 from __future__ import annotations

@@ -131,9 +131,6 @@ def inspect(model_or_path: keras.Model | str | os.PathLike) -> Inspection:
     if path.suffix == ".tflite":
         inspection = _inspect_tflite(path)
     elif path.suffix in (".keras", ".h5"):
-        # Registers the fake-quant layers that a file may hold.
-        import tfcompress.techniques.quantize  # noqa: F401
-
         inspection = _inspect_keras(load_keras(path), str(path))
     else:
         raise ModelError(f"A model file must end in .keras, .h5 or .tflite. Received: {str(path)!r}.")

@@ -14,15 +14,18 @@ from typing import Any, ClassVar, Protocol
 import keras
 
 from tfcompress.data import Dataset
-from tfcompress.training.fit import TrainResult
 from tfcompress.train_settings import TrainSettings
+from tfcompress.training.fit import TrainResult
 
 
 class TrainModel(Protocol):
     """Trains a copy of a model the way the running stage says: data, settings, teacher, held masks, resume."""
 
     def __call__(
-        self, model: keras.Model, *, callbacks: Callable[[keras.Model], Sequence[keras.callbacks.Callback]] | None = None
+        self,
+        model: keras.Model,
+        *,
+        callbacks: Callable[[keras.Model], Sequence[keras.callbacks.Callback]] | None = None,
     ) -> TrainResult: ...
 
 

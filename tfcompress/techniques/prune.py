@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -72,9 +73,9 @@ def prunable_layers(
 class MagnitudePruning(keras.callbacks.Callback):
     """Prunes the smallest weights of a model during `fit`.
 
-    Works in plain `model.fit` and inside a custom `train_step`, with `jit_compile`, `steps_per_execution`, mixed precision
-    and distribution strategies. Resuming needs no state beside the model and its optimizer: the zeros are the mask,
-    and `optimizer.iterations` is the place in the schedule.
+    Works in plain `model.fit` and inside a custom `train_step`, with `jit_compile`, `steps_per_execution`, mixed
+    precision and distribution strategies. Resuming needs no state beside the model and its optimizer: the zeros are the
+    mask, and `optimizer.iterations` is the place in the schedule.
 
     Args:
         model: The model to prune: the one that is fitted, or the student of a `Distiller`.
@@ -201,7 +202,7 @@ def magnitude_masks(kernels: Sequence[np.ndarray], sparsity: float, ranking: str
     flat = np.concatenate([np.abs(kernel).ravel() for kernel in kernels])
     starts = np.cumsum([0, *(kernel.size for kernel in kernels)])
     # The largest weight of each layer is worth more than any other, or a layer could go dead.
-    for start, end in zip(starts[:-1], starts[1:], strict=True):
+    for start, end in itertools.pairwise(starts):
         flat[start + np.argmax(flat[start:end])] = np.inf
     keep = _keep_largest(flat, min(round(sparsity * flat.size), flat.size - len(kernels)))
     return [
@@ -275,7 +276,8 @@ class Prune(Technique):
         schedule = schedule_from_recipe(self.schedule, context.total_steps)
 
         def callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
-            options = {"ranking": self.ranking, "include": self.include, "exclude": self.exclude}
-            return [MagnitudePruning(replica, schedule, **options)]
+            return [
+                MagnitudePruning(replica, schedule, ranking=self.ranking, include=self.include, exclude=self.exclude)
+            ]
 
         return context.train(model, callbacks=callbacks).model

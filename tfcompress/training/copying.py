@@ -16,8 +16,8 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
 
     Args:
         model: A built Keras model.
-        precision: `"float32"` keeps the layers as they are; `"mixed_float16"` and `"mixed_bfloat16"` make all layers compute in
-            16 bits, except those that give the model's outputs: losses want float32.
+        precision: `"float32"` keeps the layers as they are; `"mixed_float16"` and `"mixed_bfloat16"` make all layers
+            compute in 16 bits, except those that give the model's outputs: losses want float32.
 
     Returns:
         A new model of the same structure.
@@ -52,4 +52,3 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
     if precision != "float32":
         copy.dtype_policy = precision
     return copy
-

@@ -1,8 +1,8 @@
 """`fit`: the one way in which tfcompress trains, for every stage and every technique.
 
 Invariant: the model that comes in is not changed; the one that goes out is a float32 Keras model of the same structure,
-outside of any distribution strategy, whatever it was trained in. Left out: what makes a training special, which comes in
-as a wrapper (a distiller) and as callbacks (pruning, freezing).
+outside of any distribution strategy, whatever it was trained in. Left out: what makes a training special, which comes
+in as a wrapper (a distiller) and as callbacks (pruning, freezing).
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import tensorflow as tf
 
 from tfcompress.data import Dataset
 from tfcompress.graph.outputs import ends_in_softmax
+from tfcompress.train_settings import TrainSettings
 from tfcompress.training.checkpoint import BestEpoch, EpochCheckpoint, StopOnNaN
 from tfcompress.training.copying import copy_model
 from tfcompress.training.optimizers import make_optimizer
 from tfcompress.training.progress import ProgressBar
-from tfcompress.train_settings import TrainSettings
 
 EVALUATION_BATCH = 256
 
@@ -76,7 +76,8 @@ def fit(
 
     Raises:
         ModelError: If the model cannot be copied.
-        TrainingError: If the loss becomes NaN, a callback's claim cannot be met, or the checkpoint is of another training.
+        TrainingError: If the loss becomes NaN, a callback's claim cannot be met, or the checkpoint is of another
+            training.
     """
     started = time.perf_counter()
     keras.utils.set_random_seed(seed)
@@ -98,9 +99,7 @@ def fit(
     best = BestEpoch(replica, settings.early_stopping, settings.keep == "best")
     own = [] if callbacks is None else list(callbacks(replica))
     best.others = own
-    record = EpochCheckpoint(
-        checkpoint, key, lambda: [*replica.variables, *trainable.optimizer.variables], best
-    )
+    record = EpochCheckpoint(checkpoint, key, lambda: [*replica.variables, *trainable.optimizer.variables], best)
     first_epoch = record.restore()
     if first_epoch < settings.epochs and not best.exhausted:
         bar = [] if label is None else [ProgressBar(label, settings.epochs, steps)]

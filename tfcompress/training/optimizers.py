@@ -39,7 +39,11 @@ class WarmUpThenFall(keras.optimizers.schedules.LearningRateSchedule):
         step = ops.cast(step, "float32")
         rise = ops.minimum((step + 1.0) / max(self.warmup_steps, 1), 1.0) if self.warmup_steps else 1.0
         done = ops.clip((step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1), 0.0, 1.0)
-        falls = {"constant": ops.ones_like(done), "linear": 1.0 - done, "cosine": 0.5 + 0.5 * ops.cos(3.14159265 * done)}
+        falls = {
+            "constant": ops.ones_like(done),
+            "linear": 1.0 - done,
+            "cosine": 0.5 + 0.5 * ops.cos(3.14159265 * done),
+        }
         return self.peak * rise * falls[self.shape]
 
     def get_config(self):

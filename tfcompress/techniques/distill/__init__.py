@@ -1,7 +1,7 @@
 """Distillation: training a small network on what a large one says.
 
-`Distiller` (`distiller.py`) trains; `losses.py` says how far a student is from its teacher, `teacher.py` what can teach, and
-`stage.py` is the recipe's `distill`.
+`Distiller` (`distiller.py`) trains; `losses.py` says how far a student is from its teacher, `teacher.py` what can
+teach, and `stage.py` is the recipe's `distill`.
 """
 
 from tfcompress.techniques.distill.distiller import Distiller

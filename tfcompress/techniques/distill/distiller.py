@@ -23,9 +23,9 @@ DistillationLoss = Callable[[Any, Any], Any]
 class Distiller(keras.Model):
     """Trains `student` on its own loss and on its teacher's outputs.
 
-    The loss of a step is `hard_weight * own + sum(loss.weight * loss)`, averaged over the batch with the sample weights,
-    plus the student's regularizers. It is compiled, fitted and given callbacks like any Keras model; the student can be
-    used at any time, and `save` saves it alone.
+    The loss of a step is `hard_weight * own + sum(loss.weight * loss)`, averaged over the batch with the sample
+    weights, plus the student's regularizers. It is compiled, fitted and given callbacks like any Keras model; the
+    student can be used at any time, and `save` saves it alone.
 
     Args:
         student: The Keras model that trains. Its outputs are class logits or probabilities, shape `(batch, classes)`.

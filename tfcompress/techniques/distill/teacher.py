@@ -1,7 +1,7 @@
 """Teachers: anything that turns a batch into class logits, never trained and never changed.
 
-Invariant: `Teacher.logits` gives float32 logits whatever the source gives; probabilities are turned into logits once, by
-their logarithm, so that no softmax is ever taken of a softmax. Left out: several teachers, and stored outputs.
+Invariant: `Teacher.logits` gives float32 logits whatever the source gives; probabilities are turned into logits once,
+by their logarithm, so that no softmax is ever taken of a softmax. Left out: several teachers, and stored outputs.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.outputs import are_probabilities, ends_in_softmax
+from tfcompress.measure.accuracy import load_keras
 from tfcompress.measure.tflite_runner import TFLiteRunner
 
 # The smallest normal float32: its logarithm, -87, stands for a probability of zero.
@@ -140,8 +141,5 @@ def _read(path: Path) -> Any:
     if path.suffix == ".tflite":
         return TFLiteRunner(path, num_threads=2)
     if path.suffix in (".keras", ".h5"):
-        try:
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
-        except (ValueError, TypeError, OSError) as error:
-            raise ModelError(f"Keras cannot read the teacher {str(path)!r}: {error}") from error
+        return load_keras(path)
     raise ModelError(f"A teacher file must end in .keras, .h5 or .tflite. Received: {str(path)!r}.")

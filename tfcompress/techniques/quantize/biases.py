@@ -1,11 +1,11 @@
 """Biases on the grid of the integer file: the last difference between a quantization-aware model and its export.
 
-The file adds each bias as an integer in units of `input scale * kernel scale`. A float bias between two of those units shifts
-the sums, and deep in a network the shifted sums round differently: over ResNet-8 the outputs that agree fall by a
-fifth. Moved to the grid in Keras, by at most half a unit, sums are the same integers in both.
+The file adds each bias as an integer in units of `input scale * kernel scale`. A float bias between two of those units
+shifts the sums, and deep in a network the shifted sums round differently: over ResNet-8 the outputs that agree fall by
+a fifth. Moved to the grid in Keras, by at most half a unit, sums are the same integers in both.
 
-Invariant: only biases and BatchNormalization offsets change, each by at most half a unit. Left out: layers that are used
-at several places with inputs of different scales, which have no one grid.
+Invariant: only biases and BatchNormalization offsets change, each by at most half a unit. Left out: layers that are
+used at several places with inputs of different scales, which have no one grid.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ import keras
 import numpy as np
 
 from tfcompress.graph.trace import Trace, trace
-from tfcompress.techniques.quantize.fake_quant import SMALLEST_RANGE, FakeQuantize
-from tfcompress.techniques.quantize.layers import QUANTIZED_LAYERS
+from tfcompress.layers import QUANTIZED_LAYERS, SMALLEST_RANGE, FakeQuantize
 from tfcompress.techniques.quantize.rewrite import only_follower
 
 
@@ -35,7 +34,7 @@ def round_biases(model: keras.Model) -> int:
     traced = trace(model)
     uses: dict[str, list[int]] = {}
     for index, call in enumerate(traced.calls):
-        if isinstance(call.operation, tuple(QUANTIZED_LAYERS.values())):
+        if type(call.operation) in QUANTIZED_LAYERS.values():
             uses.setdefault(call.operation.name, []).append(index)
     return sum(_round_layer(traced, indices) for indices in uses.values())
 

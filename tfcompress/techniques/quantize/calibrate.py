@@ -1,7 +1,7 @@
 """Calibration: the ranges that activations have on real data, before any training.
 
-Invariant: ranges are read while kernels are rounded and activations are not, so that no range depends on another; nor do
-they depend on the order of the data or its batches. Left out: percentile and error-minimising ranges.
+Invariant: ranges are read while kernels are rounded and activations are not, so that no range depends on another; nor
+do they depend on the order of the data or its batches. Left out: percentile and error-minimising ranges.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import DataError
-from tfcompress.techniques.quantize.fake_quant import FakeQuantize
+from tfcompress.layers import FakeQuantize
 
 
 def fake_quantize_layers(model: keras.Model) -> list[FakeQuantize]:

@@ -11,7 +11,7 @@ import math
 import keras
 
 from tfcompress.errors import InvalidArgumentError, TrainingError
-from tfcompress.techniques.quantize.fake_quant import FakeQuantize
+from tfcompress.layers import FakeQuantize
 
 
 class FreezeRanges(keras.callbacks.Callback):
@@ -20,8 +20,8 @@ class FreezeRanges(keras.callbacks.Callback):
     Args:
         model: The quantization-aware model (the student, when it trains inside a `Distiller`).
         after: Share of the training steps before the freeze, in [0, 1]; 0 freezes from the start, 1 never.
-        batch_norm: Whether BatchNormalization is frozen with the ranges; it then normalizes with its moving statistics, as
-            the exported file does.
+        batch_norm: Whether BatchNormalization is frozen with the ranges; it then normalizes with its moving statistics,
+            as the exported file does.
 
     Raises:
         InvalidArgumentError: If `after` is out of its range.

@@ -19,8 +19,7 @@ from keras import layers
 
 from tfcompress.errors import ModelError
 from tfcompress.graph.trace import Call, Trace, replay, trace
-from tfcompress.techniques.quantize.fake_quant import FakeQuantize
-from tfcompress.techniques.quantize.layers import QUANTIZED_LAYERS
+from tfcompress.layers import QUANTIZED_LAYERS, FakeQuantize
 
 # Their results have the scale of what came in.
 HANDED_ON = (
@@ -100,7 +99,7 @@ def remove_fake_quantization(model: keras.Model) -> keras.Model:
     traced = trace(model)
     new: dict[str, Any] = {}
 
-    def call(index: int, call: Call, args: tuple, kwargs: dict) -> Any:
+    def call_plain(index: int, call: Call, args: tuple, kwargs: dict) -> Any:
         operation = call.operation
         if isinstance(operation, FakeQuantize):
             return args[0]
@@ -112,7 +111,7 @@ def remove_fake_quantization(model: keras.Model) -> keras.Model:
             new[operation.name] = getattr(operation, "base_class", type(operation)).from_config(config)
         return new[operation.name](*args, **kwargs)
 
-    plain = replay(traced, call)
+    plain = replay(traced, call_plain)
     for call in traced.calls:
         if call.operation.name in new and call.operation.weights:
             new[call.operation.name].set_weights(call.operation.get_weights())
@@ -127,7 +126,7 @@ class _Rewriter:
         self._spec = spec
         self._new: dict[str, Any] = {}
         # The layer that gave each call's result its scale.
-        self._ranges: dict[int, FakeQuantize | None] = {}
+        self._ranges: dict[int, FakeQuantize] = {}
         self._names: set[str] = {call.operation.name for call in traced.calls}
 
     def build(self) -> keras.Model:
@@ -149,12 +148,13 @@ class _Rewriter:
             result = layers.Activation(activation, name=self._free(f"{name}_{activation.__name__}"))(result)
         if isinstance(call.operation, AVERAGED) and not averages_all(call.operation):
             # The runtime rounds a mean to the scale of what came in: the same layer once more does just that.
-            (source,) = call.sources
-            self._ranges[index] = self._ranges.get(source.call)
-            return result if self._ranges[index] is None else self._ranges[index](result)
+            self._ranges[index] = self._ranges[call.sources[0].call]
+            return self._ranges[index](result)
         if not needs_range(self._trace, index):
-            if isinstance(call.operation, HANDED_ON + ABSENT):
-                self._ranges[index] = self._ranges.get(call.sources[0].call)
+            source = call.sources[0].call
+            # Dropout between a convolution and its ReLU hands on what has no range yet.
+            if isinstance(call.operation, HANDED_ON + ABSENT) and source in self._ranges:
+                self._ranges[index] = self._ranges[source]
             return result
         is_softmax = activation is keras.activations.softmax or _is_softmax(call.operation)
         self._ranges[index] = self._range(f"{call.operation.name}_range", SOFTMAX_RANGE if is_softmax else None)

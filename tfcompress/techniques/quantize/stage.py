@@ -49,8 +49,6 @@ class Quantize(Technique):
             momentum=self.momentum,
             calibration_samples=self.calibration_samples,
         )
-        trained = context.train(
-            aware, callbacks=lambda replica: [FreezeRanges(replica, after=self.freeze_after)]
-        ).model
+        trained = context.train(aware, callbacks=lambda replica: [FreezeRanges(replica, after=self.freeze_after)]).model
         round_biases(trained)
         return trained

@@ -1,7 +1,7 @@
 """Keras layers whose kernel is fake-quantized: the same weights, names and configuration, rounded where they are used.
 
-Invariant: each class is its Keras layer in everything but the values of the kernel in `call`; its variables have the same
-names, order and shapes, so weights and masks move over unchanged, and `base_class` gives the plain layer back.
+Invariant: each class is its Keras layer in everything but the values of the kernel in `call`; its variables have the
+same names, order and shapes, so weights and masks move over unchanged, and `base_class` gives the plain layer back.
 Left out: biases, which the converter stores in 32 bits.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfcompress.techniques.quantize.fake_quant import fake_quantize_kernel
+from tfcompress.layers.fake_quantize import fake_quantize_kernel
 
 
 class _QuantizedKernel:

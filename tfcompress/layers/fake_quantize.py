@@ -1,8 +1,8 @@
 """Fake quantization: floats that take only the values an integer tensor can hold, with gradients that still flow.
 
-Invariant: what `fake_quantize_kernel` and `FakeQuantize` compute in float32 is what the TFLite integer kernels will hold,
-since the converter reads the very same ranges from the graph. Left out: where these go in a network (`rewrite.py`) and
-how their ranges start (`calibrate.py`).
+Invariant: what `fake_quantize_kernel` and `FakeQuantize` compute in float32 is what the TFLite integer kernels will
+hold, since the converter reads the very same ranges from the graph. Left out: where these go in a network
+(`rewrite.py`) and how their ranges start (`calibrate.py`).
 """
 
 from __future__ import annotations

@@ -1,0 +1,73 @@
+"""What a run starts from, and what it is known by: the data of a recipe, and the keys of data and models.
+
+Invariant: two runs with equal keys see equal samples and weights; where data lies is no part of its key. Left out:
+building and training models (`run.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress import files
+from tfcompress.data import Augmentation, Dataset, from_folder, load_dataset
+from tfcompress.errors import InvalidArgumentError
+from tfcompress.recipe import DataSpec
+
+
+def load_data(spec: DataSpec) -> Dataset:
+    """The data that a recipe names.
+
+    Raises:
+        DataError: If it is missing or unusable.
+        InvalidArgumentError: If a key does not fit this data.
+    """
+    augmentation = None if spec.augment is None else Augmentation(**dataclasses.asdict(spec.augment))
+    if spec.folder is not None and spec.image_size is not None:
+        if spec.limit_train is not None:
+            raise InvalidArgumentError("data.limit_train", "left out for `name: folder`", spec.limit_train)
+        return from_folder(
+            spec.folder,
+            image_size=spec.image_size,
+            validation=spec.validation_fraction,
+            input_range=spec.input_range,
+            augmentation=augmentation,
+        )
+    return load_dataset(
+        str(spec.name),
+        data_dir=spec.data_dir,
+        download=spec.download,
+        input_range=spec.input_range,
+        augmentation=augmentation,
+        validation_fraction=spec.validation_fraction,
+        limit_train=spec.limit_train,
+    )
+
+
+def data_key(spec: DataSpec, data: Dataset) -> str:
+    """What data is known by: how it was asked for, its sizes, and its first samples."""
+    asked = {
+        name: value
+        for name, value in dataclasses.asdict(spec).items()
+        if name not in ("data_dir", "download", "folder")
+    }
+    first = next(iter(data.batches("train", 16)))
+    return files.content_key(plain(asked), data.name, data.sizes, *(np.asarray(part).tobytes() for part in first))
+
+
+def model_key(model: keras.Model) -> str:
+    """What a model is known by: its structure and weights."""
+    return files.content_key(model.to_json(), *(weight.tobytes() for weight in model.get_weights()))
+
+
+def plain(value: Any) -> Any:
+    """`value` with mappings and tuples as JSON has them."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(inner) for inner in value]
+    return value
