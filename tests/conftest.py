@@ -23,5 +23,12 @@ def seed():
     import keras
 
     keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fresh_keras():
+    # After each test it would cost seconds, and hardly any name is used twice in a module.
+    import keras
+
     yield
     keras.utils.clear_session()

@@ -8,9 +8,9 @@ from helpers import CLOSE, blob_dataset, blobs, cross_entropy, shared_path, tiny
 from keras import layers
 
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
-from tfcompress.layers import fake_quantize_kernel
+from tfcompress.layers import FakeQuantize, fake_quantize_kernel
 from tfcompress.techniques.masks import HoldMasks
-from tfcompress.techniques.quantize import FakeQuantize, FreezeRanges, quantize_aware
+from tfcompress.techniques.quantize import FreezeRanges, quantize_aware, round_biases
 from tfcompress.techniques.quantize.calibrate import fake_quantize_layers
 from tfcompress.techniques.quantize.rewrite import QuantizationSpec, insert_fake_quantization, remove_fake_quantization
 
@@ -187,7 +187,7 @@ def test_two_replicas_train_as_one():
 def test_mlperf_resnet8_is_rewritten_whole():
     model = keras.saving.load_model(shared_path("models/resnet8_cifar10.h5"), compile=False)
     aware = insert_fake_quantization(model, QuantizationSpec())
-    assert len(fake_quantize_layers(aware)) == 15
+    assert len(fake_quantize_layers(aware)) == 16
     assert [weight.shape for layer in aware.layers if hasattr(layer, "kernel") for weight in layer.weights] == [
         weight.shape for layer in model.layers if hasattr(layer, "kernel") for weight in layer.weights
     ]
@@ -231,3 +231,45 @@ def test_calibration_must_be_finite_and_not_empty():
         quantize_aware(tiny_mlp(), np.full((4, 8), np.nan, "float32"))
     with pytest.raises(DataError, match="at least one batch"):
         quantize_aware(tiny_mlp(), np.zeros((0, 8), "float32"))
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_biases_on_the_grid_make_model_and_file_agree(tmp_path, softmax):
+    from tfcompress.export import export_tflite
+    from tfcompress.measure.tflite_runner import TFLiteRunner
+    from tfcompress.training.copying import copy_model
+
+    x, _ = blobs(256)
+    model = tiny_cnn(softmax=softmax)
+    for layer in model.layers:
+        for weight in layer.weights:
+            if weight.name in ("bias", "beta", "moving_mean"):
+                weight.assign(np.random.default_rng(0).normal(scale=0.3, size=weight.shape))
+    aware = quantize_aware(model, x)
+    rounded = copy_model(aware)
+    assert round_biases(rounded) == 5
+
+    agreement = {}
+    for name, candidate in (("as trained", aware), ("rounded", rounded)):
+        path = export_tflite(candidate, tmp_path / "model.tflite", calibration=x).path
+        runner = TFLiteRunner(path)
+        step = runner.output_details["quantization_parameters"]["scales"][0]
+        steps = np.abs(np.round(runner.predict(x) / step) - np.round(np.asarray(candidate(x)) / step))
+        agreement[name] = np.mean(steps == 0)
+        assert np.mean(steps <= 1) >= 0.995
+    assert agreement["rounded"] > max(agreement["as trained"], 0.98)
+
+
+def test_biases_move_by_at_most_half_a_unit_and_once():
+    aware = quantize_aware(tiny_cnn(), blobs()[0])
+    hidden = aware.get_layer("hidden")
+    hidden.bias.assign(np.linspace(-1, 1, 16))
+    before = hidden.bias.numpy()
+    pool = aware.get_layer("pool_range")
+    unit = (float(pool.maximum) - float(pool.minimum)) / 255 * np.abs(hidden.kernel.numpy()).max() / 127
+    round_biases(aware)
+    after = hidden.bias.numpy()
+    assert 0 < np.abs(after - before).max() <= 0.5 * unit * 1.001
+    np.testing.assert_allclose(after / unit, np.round(after / unit), atol=1e-2)
+    round_biases(aware)
+    np.testing.assert_allclose(hidden.bias.numpy(), after, rtol=1e-6)

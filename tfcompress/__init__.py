@@ -24,13 +24,13 @@ from tfcompress.errors import (
 
 if TYPE_CHECKING:
     from tfcompress.data import Augmentation, Dataset, from_arrays, from_folder, load_dataset
-    from tfcompress.export import ExportResult, export_tflite
+    from tfcompress.export import ExportResult, audit_tflite, export_tflite, slim_tflite
     from tfcompress.graph.macs import count_macs
     from tfcompress.measure.accuracy import evaluate
     from tfcompress.measure.latency import measure_latency
     from tfcompress.measure.tflite_runner import TFLiteRunner
     from tfcompress.models import build as build_model
-    from tfcompress.pipeline.run import compress, run
+    from tfcompress.pipeline import compress, run
     from tfcompress.recipe import Recipe, load_recipe, parse_recipe
     from tfcompress.report import print_table, write_report
     from tfcompress.report.inspection import inspect
@@ -59,6 +59,7 @@ _HOMES = {
     "TFLiteRunner": "tfcompress.measure.tflite_runner",
     "Teacher": "tfcompress.techniques.distill",
     "TrainSettings": "tfcompress.train_settings",
+    "audit_tflite": "tfcompress.export",
     "build_model": "tfcompress.models:build",
     "compress": "tfcompress.pipeline",
     "count_macs": "tfcompress.graph.macs",
@@ -76,6 +77,7 @@ _HOMES = {
     "quantize_aware": "tfcompress.techniques.quantize",
     "round_biases": "tfcompress.techniques.quantize",
     "run": "tfcompress.pipeline",
+    "slim_tflite": "tfcompress.export",
     "write_report": "tfcompress.report",
 }
 _WITHOUT_KERAS = ("tfcompress.recipe", "tfcompress.train_settings")
@@ -102,6 +104,7 @@ __all__ = [
     "Teacher",
     "TrainSettings",
     "TrainingError",
+    "audit_tflite",
     "build_model",
     "compress",
     "count_macs",
@@ -119,6 +122,7 @@ __all__ = [
     "quantize_aware",
     "round_biases",
     "run",
+    "slim_tflite",
     "write_report",
 ]
 

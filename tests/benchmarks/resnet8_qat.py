@@ -39,7 +39,7 @@ class BatchNormAsItIs(keras.callbacks.Callback):
 def run(args, seed):
     data = tfc.load_dataset(
         "cifar10", data_dir=args.data_dir, download=False, input_range=(0, 255),
-        augmentation=tfc.Augmentation(flip=True, shift=3), validation_fraction=0.02,
+        augmentation=tfc.Augmentation(flip=True, crop=3), validation_fraction=0.02,
     )  # fmt: skip
     model = keras.saving.load_model(args.model, compile=False)
     keras.utils.set_random_seed(seed)

@@ -43,6 +43,16 @@ def fake_quantize_kernel(kernel: Any, *, bits: int, per_channel: bool) -> Any:
     return tf.quantization.fake_quant_with_min_max_vars(kernel, -limit, limit, num_bits=bits, narrow_range=True)
 
 
+class _AtMostZero(keras.constraints.Constraint):
+    def __call__(self, w):
+        return keras.ops.minimum(w, 0.0)
+
+
+class _AboveZero(keras.constraints.Constraint):
+    def __call__(self, w):
+        return keras.ops.maximum(w, SMALLEST_RANGE)
+
+
 @keras.saving.register_keras_serializable(package="tfcompress")
 class FakeQuantize(keras.layers.Layer):
     """Rounds activations to the values of an integer tensor with one scale and zero point, and back.
@@ -112,13 +122,13 @@ class FakeQuantize(keras.layers.Layer):
         self.minimum = self.add_weight(
             name="range_minimum",
             initializer=keras.initializers.Constant(low),
-            constraint=_at_most_zero,
+            constraint=_AtMostZero(),
             **options,
         )
         self.maximum = self.add_weight(
             name="range_maximum",
             initializer=keras.initializers.Constant(high),
-            constraint=_above_zero,
+            constraint=_AboveZero(),
             **options,
         )
 
@@ -155,13 +165,3 @@ class FakeQuantize(keras.layers.Layer):
             "momentum": self.momentum,
             "initial_range": self.initial_range,
         }
-
-
-@keras.saving.register_keras_serializable(package="tfcompress")
-def _at_most_zero(value):
-    return keras.ops.minimum(value, 0.0)
-
-
-@keras.saving.register_keras_serializable(package="tfcompress")
-def _above_zero(value):
-    return keras.ops.maximum(value, SMALLEST_RANGE)

@@ -1,7 +1,7 @@
 """What a run starts from, and what it is known by: the data of a recipe, and the keys of data and models.
 
 Invariant: two runs with equal keys see equal samples and weights; where data lies is no part of its key. Left out:
-building and training models (`run.py`).
+building and training models (`execute.py`).
 """
 
 from __future__ import annotations
