@@ -6,12 +6,11 @@ is assumed. Left out: outputs of several labels (sigmoid), which are neither.
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 
-from tfcompress.graph.trace import require_functional
+from tfcompress.graph.trace import trace
+from tfcompress.layers import FakeQuantize
 
 
 def ends_in_softmax(model: keras.Model) -> bool:
@@ -22,23 +21,15 @@ def ends_in_softmax(model: keras.Model) -> bool:
         >>> ends_in_softmax(model)
         True
     """
-    model = require_functional(model)
-    producer: Any = None
-    for operation in model.operations:
-        if any(tensor is model.outputs[0] for tensor in keras.tree.flatten(operation.output)):
-            producer = operation
-    if isinstance(producer, keras.Model):
-        return ends_in_softmax(producer)
+    traced = trace(model)
+    last = traced.calls[keras.tree.flatten(traced.outputs)[0].call]
     # A fake-quantized softmax is still one.
-    while producer is not None and getattr(producer, "is_fake_quantized", False) and not hasattr(producer, "kernel"):
-        (producer,) = (
-            operation
-            for operation in model.operations
-            if any(tensor is producer.input for tensor in keras.tree.flatten(operation.output))
-        )
-    if isinstance(producer, keras.layers.Softmax) or type(producer).__name__ == "Softmax":
+    while isinstance(last.operation, FakeQuantize):
+        last = traced.calls[last.sources[0].call]
+    operation = last.operation
+    if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax":
         return True
-    return getattr(producer, "activation", None) is keras.activations.softmax
+    return getattr(operation, "activation", None) is keras.activations.softmax
 
 
 def are_probabilities(outputs: np.ndarray) -> bool:

@@ -23,13 +23,14 @@ from tfcompress.export import ExportResult, export_tflite
 from tfcompress.measure.environment import describe_environment
 from tfcompress.measure.metrics import Metrics
 from tfcompress.measure.size import layer_sparsity
-from tfcompress.models import build
 from tfcompress.pipeline.inputs import data_key, load_data, model_key, plain
+from tfcompress.pipeline.plan import plan_run
 from tfcompress.pipeline.rows import export_row, file_row, keras_row
-from tfcompress.pipeline.stage_store import StageStore
-from tfcompress.recipe import ModelSpec, Recipe, StageSpec, build_technique, load_recipe
+from tfcompress.pipeline.stage_store import StageStore, refuse_other_stages, stage_path
+from tfcompress.recipe import ModelSpec, Recipe, load_recipe
 from tfcompress.techniques.base import Context, Technique
-from tfcompress.techniques.distill import Distiller, SoftTargets, Teacher
+from tfcompress.techniques.distill import Distiller, Teacher
+from tfcompress.techniques.distill.stage import distillation_loss
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
 from tfcompress.train_settings import TrainSettings
@@ -154,40 +155,37 @@ class _Run:
 
     def run(self) -> RunResult:
         # Everything that can be known to be wrong is found before the first training.
-        techniques = [build_technique(self._recipe, index) for index in range(len(self._recipe.stages))]
-        self._out.mkdir(parents=True, exist_ok=True)
-        self._make_teacher()
-        model = self._make_student()
-        self._check_teaching()
-        for index, (spec, technique) in enumerate(zip(self._recipe.stages, techniques, strict=True), start=1):
-            model = self._run_stage(index, spec, technique, model)
+        plan = plan_run(self._recipe, self._data, self._given)
+        names = [self._stage_name(index) for index in range(len(plan.techniques))]
+        refuse_other_stages(self._out / "stages", ["teacher", "student", *names], self._overwrite)
+        self._make_teacher(plan.teacher)
+        model = self._make_student(plan.student)
+        for index, technique in enumerate(plan.techniques):
+            model = self._run_stage(index, technique, model)
         exports = self._export(model)
         self._write()
         return RunResult(self._out, model, tuple(self._rows), exports)
 
-    def _make_teacher(self) -> None:
+    def _make_teacher(self, planned: Teacher | None) -> None:
         spec = self._recipe.teacher
+        self._teacher = planned
         if self._given is not None:
-            self._teacher = Teacher(self._given)
             self._teacher_key = model_key(self._given)
-            self._stage("teacher", self._teacher_key, lambda store: (self._given, {}))
+            self._stage("teacher", files.content_key(self._key, self._teacher_key), lambda store: (self._given, {}))
         elif spec is not None and spec.file is not None:
             file = Path(spec.file)
-            self._teacher = Teacher(file, input_range=spec.input_range, data_range=self._data.input_range)
             self._teacher_key = files.content_key(files.file_key(file), list(spec.input_range or ()))
-            if spec.train is not None:
-                raise self._recipe.source.error(("teacher", "train"), "must be left out: a teacher file is trained.")
             self._file_teacher_row(file, spec)
-        elif spec is not None:
-            model = self._family_model("teacher", spec, self._train_required("teacher", spec))
-            self._teacher = Teacher(model)
+        elif spec is not None and spec.train is not None and planned is not None:
+            described = ["teacher", spec.model, dict(spec.arguments), dataclasses.asdict(spec.train)]
+            self._teacher_key = files.content_key(self._key, plain(described))
+            self._teacher = Teacher(self._train_first("teacher", self._teacher_key, planned.source, spec.train))
 
     def _file_teacher_row(self, file: Path, spec: ModelSpec) -> None:
         """Measures a teacher file as it is; one with a pixel range of its own is measured through its adapter."""
         source = self._teacher.source if self._teacher is not None else None
         started = time.perf_counter()
-        key = self._teacher_key
-        store = self._store("teacher", key)
+        store = self._store("teacher", files.content_key(self._key, self._teacher_key))
         record = store.load()
         if record is None:
             data = dataclasses.replace(self._data, input_range=spec.input_range) if spec.input_range else self._data
@@ -199,76 +197,40 @@ class _Run:
             store.save(record)
         self._note("teacher", record)
 
-    def _make_student(self) -> keras.Model:
+    def _make_student(self, planned: keras.Model | None) -> keras.Model:
         spec = self._recipe.student
-        if spec is None:
-            if self._given is not None:
-                return self._given
-            assert self._teacher is not None, "a complete recipe has a student or a teacher"
-            if not isinstance(self._teacher.source, keras.Model):
-                raise self._recipe.source.error(
-                    ("student",), "is missing; a .tflite teacher can teach, but only a Keras model can be compressed."
-                )
-            return self._teacher.source
-        if spec.file is not None and spec.train is None:
-            model = Teacher(Path(spec.file)).source
-            if not isinstance(model, keras.Model):
-                raise self._recipe.source.error(("student", "file"), f"must be a Keras model. Received: {spec.file!r}.")
-            self._key = files.content_key(self._key, files.file_key(Path(spec.file)))
-            return self._stage("student", self._key, lambda store: (model, {}))
+        if spec is None or planned is None:
+            self._key = files.content_key(self._key, "teacher", self._teacher_key)
+            return self._teacher.source if self._teacher is not None else None
+        origin = [spec.model, dict(spec.arguments)] if spec.file is None else files.file_key(Path(spec.file))
+        settings = None if spec.train is None else dataclasses.asdict(spec.train)
+        self._key = files.content_key(self._key, "student", plain([origin, settings]))
         if spec.train is not None:
-            return self._family_model("student", spec, spec.train)
-        self._key = files.content_key(self._key, "student", spec.model, dict(spec.arguments))
-        return self._build("student", spec)
+            return self._train_first("student", self._key, planned, spec.train)
+        if spec.file is not None:
+            return self._stage("student", self._key, lambda store: (planned, {}))
+        return planned
 
-    def _family_model(self, name: str, spec: ModelSpec, settings: TrainSettings) -> keras.Model:
-        """Builds and trains a model on the labels alone."""
-        described = [name, spec.model, spec.file, dict(spec.arguments), dataclasses.asdict(settings)]
-        key = files.content_key(self._key, described)
-        if name == "teacher":
-            self._teacher_key = key
-        else:
-            self._key = key
+    def _train_first(self, name: str, key: str, model: keras.Model, settings: TrainSettings) -> keras.Model:
+        """Trains a teacher or student on the labels alone."""
 
         def make(store: StageStore) -> tuple[keras.Model, dict]:
-            model = self._build(name, spec) if spec.file is None else Teacher(Path(spec.file)).source
             result = self._fit(name, store, model, settings, seed=self._seed(0), teaching=None, callbacks=None)
             return result.model, result.history
 
         return self._stage(name, key, make)
 
-    def _build(self, name: str, spec: ModelSpec) -> keras.Model:
-        keras.utils.set_random_seed(self._recipe.seed)
-        try:
-            return build(
-                str(spec.model),
-                input_shape=self._data.input_shape,
-                num_classes=self._data.num_classes,
-                **spec.arguments,
-            )
-        except InvalidArgumentError as error:
-            raise self._recipe.source.error((name,), f"does not describe a model: {error}") from error
+    def _stage_name(self, index: int) -> str:
+        return f"{index + 1:02d}-{self._recipe.stages[index].technique}"
 
-    def _train_required(self, name: str, spec: ModelSpec) -> TrainSettings:
-        if spec.train is None:
-            raise self._recipe.source.error((name, "train"), f"is missing; a {name} from a family must be trained.")
-        return spec.train
-
-    def _check_teaching(self) -> None:
-        for index, stage in enumerate(self._recipe.stages):
-            if self._teacher is None and (stage.technique == "distill" or stage.teach is not None):
-                path = ("stages", index, stage.technique)
-                raise self._recipe.source.error(path, "learns from a teacher, and the recipe has none.")
-
-    def _run_stage(self, index: int, spec: StageSpec, technique: Technique, model: keras.Model) -> keras.Model:
-        name = f"{index:02d}-{spec.technique}"
+    def _run_stage(self, index: int, technique: Technique, model: keras.Model) -> keras.Model:
+        name, spec = self._stage_name(index), self._recipe.stages[index]
         teaching = technique.teaching()
         if spec.teach is not None:
-            teaching = SoftTargets(temperature=spec.teach.temperature, weight=spec.teach.weight)
+            teaching = distillation_loss(spec.teach.kind, spec.teach.temperature, spec.teach.weight)
         settings = spec.train
         if settings is None:
-            path = ("stages", index - 1, spec.technique, "train")
-            raise self._recipe.source.error(path, "is missing; give at least `train: {epochs: 5}`.")
+            raise self._recipe.source.error(("stages", index, spec.technique, "train"), "is missing.")
         self._key = files.content_key(
             self._key,
             [name, plain(dataclasses.asdict(technique)), dataclasses.asdict(settings)],
@@ -289,7 +251,7 @@ class _Run:
                 data=self._data,
                 settings=settings,
                 batch_size=self._recipe.data.batch_size,
-                seed=self._seed(index),
+                seed=self._seed(index + 1),
                 train=train,
             )
             keras.utils.set_random_seed(context.seed)
@@ -328,7 +290,7 @@ class _Run:
         )
 
     def _seed(self, index: int) -> int:
-        """The seed of stage `index`; teacher and student have 0. Stages of one run never share an order of samples."""
+        """The seed of stage number `index`; teacher and student have 0. Stages of one run never share an order of samples."""
         return self._recipe.seed * 1000 + index
 
     def _stage(
@@ -355,8 +317,7 @@ class _Run:
         return model
 
     def _store(self, name: str, key: str) -> StageStore:
-        number = "" if name[0].isdigit() else "00-"
-        store = StageStore(self._out / "stages" / f"{number}{name}", key)
+        store = StageStore(stage_path(self._out / "stages", name), key)
         store.open(self._overwrite)
         return store
 

@@ -55,8 +55,10 @@ def data_key(spec: DataSpec, data: Dataset) -> str:
         for name, value in dataclasses.asdict(spec).items()
         if name not in ("data_dir", "download", "folder")
     }
+    # The data of a caller of `compress` is not what the recipe asked for.
+    given = [data.name, data.sizes, data.input_range, data.augmentation and dataclasses.asdict(data.augmentation)]
     first = next(iter(data.batches("train", 16)))
-    return files.content_key(plain(asked), data.name, data.sizes, *(np.asarray(part).tobytes() for part in first))
+    return files.content_key(plain(asked), plain(given), *(np.asarray(part).tobytes() for part in first))
 
 
 def model_key(model: keras.Model) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,16 @@ class StageStore:
             RecipeError: If it holds another stage's result or training and `overwrite` is false.
         """
         found = self._found_key()
-        if found not in (None, self.key):
-            if not overwrite:
+        if found != self.key:
+            if found is not None and not overwrite:
                 raise RecipeError(
                     f"{str(self.path)!r} holds the result of another recipe, data set or version. Pass --overwrite to "
                     "replace it (stages before it that have not changed are kept), or choose another --out."
                 )
-            shutil.rmtree(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        files.write_text(self.path / "key", self.key + "\n")
+            # Also without a key: an earlier removal may have been interrupted half way.
+            if self.path.exists():
+                shutil.rmtree(self.path)
+            files.write_text(self.path / "key", self.key + "\n")
 
     def load(self) -> dict[str, Any] | None:
         """What `save` recorded, or `None` if the stage is not finished."""
@@ -78,3 +80,30 @@ class StageStore:
     def _found_key(self) -> str | None:
         key = self.path / "key"
         return key.read_text().strip() if key.exists() else None
+
+
+def refuse_other_stages(folder: Path, names: Iterable[str], overwrite: bool) -> None:
+    """Makes sure that `folder` has no stage that the recipe doesn't have, which would pass for one of its results.
+
+    Args:
+        folder: `DIR/stages`.
+        names: Names of the recipe's stages.
+        overwrite: Whether to remove such stages.
+
+    Raises:
+        RecipeError: If there is one and `overwrite` is false.
+    """
+    own = {stage_path(folder, name) for name in names}
+    others = sorted(key.parent for key in folder.glob("*/key") if key.parent not in own)
+    if others and not overwrite:
+        raise RecipeError(
+            f"{str(folder)!r} holds stages that this recipe does not have: {', '.join(path.name for path in others)}. "
+            "Pass --overwrite to remove them, or choose another --out."
+        )
+    for path in others:
+        shutil.rmtree(path)
+
+
+def stage_path(folder: Path, name: str) -> Path:
+    """The folder of a stage in `DIR/stages`; teacher and student come before the numbered ones."""
+    return folder / (name if name[0].isdigit() else f"00-{name}")

@@ -69,6 +69,18 @@ class Technique(abc.ABC):
             context: Data, settings and the training of the running stage.
         """
 
+    def check(self, model: keras.Model, total_steps: int) -> None:
+        """Raises what can be known to be wrong before anything is trained; by default nothing.
+
+        Args:
+            model: A model of the structure that `apply` will be given, with any weights.
+            total_steps: Training steps of the stage.
+
+        Raises:
+            TFCompressError: If the technique cannot do its work on this model in these steps.
+        """
+        return None
+
     def teaching(self) -> Any | None:
         """The losses under a teacher that the technique itself asks for, or `None`."""
         return None

@@ -272,6 +272,11 @@ class Prune(Technique):
         # A schedule is known to be right only when it is made; a thousand steps stand for the planned ones.
         schedule_from_recipe(self.schedule, 1000)
 
+    def check(self, model: keras.Model, total_steps: int) -> None:
+        prunable_layers(model, self.include, self.exclude)
+        schedule = schedule_from_recipe(self.schedule, total_steps)
+        check_reachable(schedule, SchedulePlan.read(schedule, total_steps))
+
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         schedule = schedule_from_recipe(self.schedule, context.total_steps)
 

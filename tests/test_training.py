@@ -1,0 +1,185 @@
+"""`fit`: resumes exactly, keeps the epoch it is told to, leaves its input alone, and stops on NaN."""
+
+import keras
+import numpy as np
+import pytest
+from helpers import blob_dataset, tiny_cnn, tiny_mlp
+
+from tfcompress.errors import ModelError, TrainingError
+from tfcompress.techniques.prune import MagnitudePruning
+from tfcompress.techniques.schedules import schedule_from_recipe
+from tfcompress.train_settings import TrainSettings
+from tfcompress.training.checkpoint import BestEpoch
+from tfcompress.training.copying import copy_model
+from tfcompress.training.fit import SmoothedCrossentropy, fit
+from tfcompress.training.optimizers import WarmUpThenFall
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class KillAfter(keras.callbacks.Callback):
+    def __init__(self, epochs):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epochs:
+            raise Killed
+
+
+def dropout_mlp():
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(16, activation="relu", name="first"),
+            keras.layers.Dropout(0.2, name="dropout"),
+            keras.layers.Dense(16, activation="relu", name="second"),
+            keras.layers.Dense(4, name="last"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("keep", ["last", "best"])
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_a_killed_training_resumes_exactly(tmp_path, keep, precision):
+    data, model = blob_dataset(shape=(8,)), dropout_mlp()
+    settings = TrainSettings(epochs=6, keep=keep, precision=precision, warmup_steps=3)
+    schedule = schedule_from_recipe({"polynomial_decay": {"final_sparsity": 0.5, "end": 0.6}}, 24)
+
+    def run(checkpoint, *more):
+        def callbacks(replica):
+            return [MagnitudePruning(replica, schedule, include=["second"]), *more]
+
+        return fit(model, data, settings, batch_size=32, seed=3, callbacks=callbacks, checkpoint=checkpoint, key="this")
+
+    whole = run(None)
+    with pytest.raises(Killed):
+        run(tmp_path / "state.npz", KillAfter(3))
+    resumed = run(tmp_path / "state.npz")
+    assert resumed.history.keys() == whole.history.keys()
+    for name, values in whole.history.items():
+        np.testing.assert_allclose(resumed.history[name], values, rtol=1e-4, err_msg=name)
+    for one, two in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+    finished = run(tmp_path / "state.npz")
+    np.testing.assert_array_equal(finished.model.get_weights()[0], resumed.model.get_weights()[0])
+
+
+def test_checkpoint_of_another_training_is_refused(tmp_path):
+    data, model = blob_dataset(shape=(8,)), tiny_mlp()
+    options = {"batch_size": 32, "seed": 0, "checkpoint": tmp_path / "state.npz"}
+    fit(model, data, TrainSettings(epochs=1), key="one", **options)
+    with pytest.raises(TrainingError, match="is of another training. Delete it"):
+        fit(model, data, TrainSettings(epochs=1), key="two", **options)
+
+
+def test_same_seed_gives_the_same_weights_and_input_is_unchanged():
+    data, model = blob_dataset(), tiny_cnn()
+    before = [weight.copy() for weight in model.get_weights()]
+    one, two, other = (
+        fit(model, data, TrainSettings(epochs=2), batch_size=32, seed=seed).model.get_weights() for seed in (5, 5, 6)
+    )
+    for expected, actual in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    for first, second in zip(one, two, strict=True):
+        np.testing.assert_allclose(second, first, rtol=1e-6)
+    assert any(not np.allclose(first, third) for first, third in zip(one, other, strict=True))
+
+
+def epoch_ends(best, accuracies):
+    best.set_model(keras.Sequential())
+    for epoch, accuracy in enumerate(accuracies):
+        best.model.stop_training = False
+        kept = [np.full(1, epoch, "float32")]
+        best._kept.get_weights = lambda kept=kept: kept
+        best.on_epoch_end(epoch, {"val_accuracy": accuracy})
+        if best.model.stop_training:
+            return epoch
+    return None
+
+
+class FakeModel:
+    def set_weights(self, weights):
+        self.restored = weights
+
+
+def test_best_epoch_is_kept_and_patience_stops():
+    model = FakeModel()
+    best = BestEpoch(model, patience=2, keep_best=True)
+    assert epoch_ends(best, [0.5, 0.7, 0.6, 0.7, 0.9]) == 3
+    best.on_train_end()
+    assert model.restored[0] == 1
+
+
+def test_epochs_before_the_final_sparsity_are_no_candidates():
+    class Sparse:
+        settled = False
+
+    model, sparse = FakeModel(), Sparse()
+    best = BestEpoch(model, patience=None, keep_best=True)
+    best.others = [sparse]
+    epoch_ends(best, [0.99])
+    sparse.settled = True
+    epoch_ends(best, [0.7, 0.8])
+    best.on_train_end()
+    assert model.restored[0] == 1
+
+
+def test_a_loss_of_nan_is_an_error():
+    settings = TrainSettings(epochs=2, optimizer="sgd", learning_rate=1e30)
+    with pytest.raises(TrainingError, match="loss became .* in epoch 1. Lower `learning_rate`"):
+        fit(tiny_mlp(), blob_dataset(shape=(8,)), settings, batch_size=32, seed=0)
+
+
+def test_model_that_cannot_be_copied():
+    class Subclassed(keras.Model):
+        def __init__(self, width):
+            super().__init__()
+            self.dense = keras.layers.Dense(width)
+
+        def call(self, inputs):
+            return self.dense(inputs)
+
+    model = Subclassed(4)
+    model(np.zeros((1, 8), "float32"))
+    with pytest.raises(ModelError, match="cannot be copied, so it cannot be trained without changing it"):
+        copy_model(model)
+
+
+@pytest.mark.parametrize("shape", ["cosine", "linear", "constant"])
+def test_learning_rates_equal_numpy(shape):
+    schedule = WarmUpThenFall(0.5, total_steps=100, shape=shape, warmup_steps=10)
+    steps = np.array([0, 5, 9, 10, 50, 99])
+    rise = np.minimum((steps + 1) / 10, 1)
+    done = np.clip((steps - 10) / 90, 0, 1)
+    fall = {"cosine": 0.5 + 0.5 * np.cos(np.pi * done), "linear": 1 - done, "constant": np.ones(6)}[shape]
+    np.testing.assert_allclose([float(schedule(step)) for step in steps], 0.5 * rise * fall, rtol=1e-4, atol=1e-6)
+    assert type(schedule).from_config(schedule.get_config()).shape == shape
+
+
+@pytest.mark.parametrize("from_logits", [False, True])
+def test_label_smoothing_equals_numpy(from_logits):
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(6, 4)).astype("float32")
+    shifted = np.exp(outputs - outputs.max(-1, keepdims=True))
+    probabilities = shifted / shifted.sum(-1, keepdims=True)
+    labels = np.array([0, 1, 2, 3, 0, 1])
+    targets = np.eye(4)[labels] * 0.9 + 0.1 / 4
+    expected = -(targets * np.log(probabilities)).sum(-1).mean()
+    loss = SmoothedCrossentropy(4, 0.1, from_logits)
+    np.testing.assert_allclose(loss(labels, outputs if from_logits else probabilities), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_weight_decay_spares_offsets_and_ranges(optimizer):
+    from tfcompress.training.optimizers import make_optimizer
+
+    made = make_optimizer(TrainSettings(epochs=1, optimizer=optimizer, weight_decay=0.1), 10)
+    model = tiny_cnn()
+    made.build(model.trainable_variables)
+    decayed = {
+        variable.path.split("/")[-1] for variable in model.trainable_variables if made._use_weight_decay(variable)
+    }
+    assert decayed == {"kernel"}

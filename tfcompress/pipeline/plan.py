@@ -1,0 +1,167 @@
+"""What a run starts from, checked: its techniques, and teacher and student as they are before the first training.
+
+Invariant: whatever can be known to be wrong with a recipe, its model files and its data without training is an error
+here, which names the recipe's key. Left out: training (`execute.py`), and what a recipe alone tells (`recipe/`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import keras
+
+from tfcompress.data import Dataset
+from tfcompress.errors import InvalidArgumentError, ModelError, TFCompressError
+from tfcompress.measure.accuracy import load_keras
+from tfcompress.measure.tflite_runner import TFLiteRunner
+from tfcompress.models import build
+from tfcompress.recipe import ModelSpec, Recipe, build_technique
+from tfcompress.techniques.base import Technique
+from tfcompress.techniques.distill import Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run starts from.
+
+    Args:
+        techniques: The technique of each stage.
+        teacher: The teacher, not trained yet where the recipe trains it; `None` if there is none.
+        student: The student, not trained yet where the recipe trains it; `None` if the teacher is what is compressed.
+    """
+
+    techniques: tuple[Technique, ...]
+    teacher: Teacher | None
+    student: keras.Model | None
+
+
+def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) -> Plan:
+    """Builds and reads all that a run starts from.
+
+    Args:
+        recipe: The recipe.
+        data: Its data, or the caller's.
+        given: The caller's model, which takes the place of the recipe's teacher.
+
+    Raises:
+        RecipeError: If a key is missing, unknown or out of range, or does not fit the models or the data.
+        ModelError: If the caller's model has no graph, or does not fit the data.
+        InvalidArgumentError: If the caller's model is no Keras model.
+    """
+    techniques = tuple(build_technique(recipe, index) for index in range(len(recipe.stages)))
+    teacher = _teacher(recipe, data) if given is None else _given_teacher(given, data)
+    student = _student(recipe, data, teacher)
+    if student is not None:
+        compressed = student
+    elif teacher is not None and isinstance(teacher.source, keras.Model):
+        compressed = teacher.source
+    else:
+        raise recipe.source.error(
+            ("student",), "is missing; a .tflite teacher can teach, but only a Keras model can be compressed."
+        )
+    for index, technique in enumerate(techniques):
+        _check_stage(recipe, index, technique, teacher, compressed, data)
+    return Plan(techniques, teacher, student)
+
+
+def _given_teacher(model: keras.Model, data: Dataset) -> Teacher:
+    if not isinstance(model, keras.Model):
+        raise InvalidArgumentError("model", "a Keras model", model)
+    if not getattr(model, "inputs", None):
+        raise ModelError(
+            f"Model {model.name!r} has no graph. Pass a functional model, or a Sequential one that starts with "
+            "`keras.Input`."
+        )
+    misfit = _misfit(model, data)
+    if misfit is not None:
+        raise ModelError(f"Model {model.name!r} must be {misfit}")
+    return Teacher(model)
+
+
+def _teacher(recipe: Recipe, data: Dataset) -> Teacher | None:
+    spec = recipe.teacher
+    if spec is None:
+        return None
+    if spec.file is None:
+        if spec.train is None:
+            raise recipe.source.error(("teacher", "train"), "is missing; a teacher from a family must be trained.")
+        return Teacher(_build("teacher", spec, recipe, data))
+    if spec.train is not None:
+        raise recipe.source.error(("teacher", "train"), "must be left out: a teacher file is trained.")
+    try:
+        teacher = Teacher(Path(spec.file), input_range=spec.input_range, data_range=data.input_range)
+    except ModelError as error:
+        raise recipe.source.error(("teacher", "file"), f"cannot be read. {error}") from error
+    _check_file("teacher", recipe, teacher.source, data)
+    return teacher
+
+
+def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Model | None:
+    spec = recipe.student
+    if spec is None:
+        return None
+    if spec.file is None:
+        return _build("student", spec, recipe, data)
+    if spec.input_range is not None:
+        raise recipe.source.error(
+            ("student", "input_range"), "must be left out: a student has the range of the data, `data.input_range`."
+        )
+    path = Path(spec.file)
+    if path.suffix == ".tflite":
+        raise recipe.source.error(("student", "file"), f"must be a Keras model file. Received: {spec.file!r}.")
+    try:
+        model = load_keras(path)
+    except ModelError as error:
+        raise recipe.source.error(("student", "file"), f"cannot be read. {error}") from error
+    _check_file("student", recipe, model, data)
+    return model
+
+
+def _build(role: str, spec: ModelSpec, recipe: Recipe, data: Dataset) -> keras.Model:
+    # Alone decides the first weights: they don't depend on what was built before.
+    keras.utils.set_random_seed(recipe.seed)
+    try:
+        return build(str(spec.model), input_shape=data.input_shape, num_classes=data.num_classes, **spec.arguments)
+    except InvalidArgumentError as error:
+        raise recipe.source.error((role,), f"does not describe a model: {error}") from error
+
+
+def _check_file(role: str, recipe: Recipe, source: keras.Model | TFLiteRunner, data: Dataset) -> None:
+    """Raises a `RecipeError` if a model file does not fit the data."""
+    misfit = _misfit(source, data)
+    if misfit is not None:
+        raise recipe.source.error((role, "file"), f"must be {misfit}")
+
+
+def _misfit(source: keras.Model | TFLiteRunner, data: Dataset) -> str | None:
+    """What a model must be to fit the data, and what it is instead; `None` if it fits."""
+    if isinstance(source, TFLiteRunner):
+        inputs, outputs = (
+            [tuple(map(int, tensor["shape"])) for tensor in side] for side in (source.inputs, source.outputs)
+        )
+    else:
+        inputs, outputs = ([tuple(tensor.shape) for tensor in side or ()] for side in (source.inputs, source.outputs))
+    wanted = (*data.input_shape, data.num_classes)
+    found = (*inputs[0][1:], *outputs[0][1:]) if len(inputs) == len(outputs) == 1 else ()
+    if len(found) == len(wanted) and all(size in (None, want) for size, want in zip(found, wanted, strict=True)):
+        return None
+    return (
+        f"a model from one input {(None, *data.input_shape)} to one output {(None, data.num_classes)}, as the data has "
+        f"them. Received: a model from {inputs} to {outputs}."
+    )
+
+
+def _check_stage(
+    recipe: Recipe, index: int, technique: Technique, teacher: Teacher | None, model: keras.Model, data: Dataset
+) -> None:
+    stage = recipe.stages[index]
+    path = ("stages", index, stage.technique)
+    if stage.train is None:
+        raise recipe.source.error((*path, "train"), "is missing; give at least `train: {epochs: 5}`.")
+    if teacher is None and (technique.needs_teacher or stage.teach is not None):
+        raise recipe.source.error(path, "learns from a teacher, and the recipe has none.")
+    try:
+        technique.check(model, stage.train.epochs * data.steps_per_epoch(recipe.data.batch_size))
+    except TFCompressError as error:
+        raise recipe.source.error(path, f"cannot be applied. {error}") from error
