@@ -23,19 +23,6 @@ from tfcompress.training.fit import fit
 BATCH = 128
 
 
-class BatchNormAsItIs(keras.callbacks.Callback):
-    """BatchNormalization keeps its statistics from the first step: the model is trained already."""
-
-    def __init__(self, model):
-        super().__init__()
-        self._norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-
-    def on_train_begin(self, logs=None):
-        for layer in self._norms:
-            layer.trainable = False
-        self.model.make_train_function(force=True)
-
-
 def run(args, seed):
     data = tfc.load_dataset(
         "cifar10", data_dir=args.data_dir, download=False, input_range=(0, 255),
@@ -48,7 +35,7 @@ def run(args, seed):
     settings = TrainSettings(epochs=args.epochs, learning_rate=2e-4, schedule="cosine")
     result = fit(
         aware, data, settings, batch_size=BATCH, seed=seed, label=f"seed {seed}",
-        callbacks=lambda replica: [BatchNormAsItIs(replica), FreezeRanges(replica, after=0.8, batch_norm=False)],
+        callbacks=lambda replica: [FreezeRanges(replica, after=0.8, batch_norm_after=0.0)],
     )  # fmt: skip
     round_biases(result.model)
     path = args.out.with_suffix(f".{seed}.tflite")

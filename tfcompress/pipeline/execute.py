@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -201,7 +201,7 @@ class _Run:
         spec = self._recipe.student
         if spec is None or planned is None:
             self._key = files.content_key(self._key, "teacher", self._teacher_key)
-            return self._teacher.source if self._teacher is not None else None
+            return cast(Teacher, self._teacher).source  # The plan has checked that it is a Keras model.
         origin = [spec.model, dict(spec.arguments)] if spec.file is None else files.file_key(Path(spec.file))
         settings = None if spec.train is None else dataclasses.asdict(spec.train)
         self._key = files.content_key(self._key, "student", plain([origin, settings]))
@@ -289,9 +289,9 @@ class _Run:
             label=name if self._progress else None,
         )
 
-    def _seed(self, index: int) -> int:
-        """The seed of stage number `index`; teacher and student have 0. Stages of one run never share an order of samples."""
-        return self._recipe.seed * 1000 + index
+    def _seed(self, number: int) -> int:
+        """The seed of a stage by its number; teacher and student have 0. No two stages share an order of samples."""
+        return self._recipe.seed * 1000 + number
 
     def _stage(
         self, name: str, key: str, make: Callable[[StageStore], tuple[keras.Model, dict[str, list[float]]]]

@@ -83,7 +83,7 @@ def insert_fake_quantization(model: keras.Model, spec: QuantizationSpec) -> kera
         ModelError: If a layer cannot be computed in integers; the message names each one.
     """
     traced = trace(model)
-    _refuse_unsupported(traced)
+    refuse_unsupported(traced)
     return _Rewriter(traced, spec).build()
 
 
@@ -258,7 +258,8 @@ def _is_softmax(operation: Any) -> bool:
     )
 
 
-def _refuse_unsupported(traced: Trace) -> None:
+def refuse_unsupported(traced: Trace) -> None:
+    """Raises a `ModelError` that names each layer which cannot be computed in integers."""
     reasons = list(_unsupported(traced))
     if reasons:
         listing = "\n  - ".join(reasons)

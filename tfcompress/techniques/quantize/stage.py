@@ -26,7 +26,8 @@ class Quantize(Technique):
         ranges: `"learned"` or `"moving_average"`.
         momentum: Share of the old range that a moving average keeps at each step, in [0, 1).
         calibration_samples: Training samples that the first ranges are read from, at least 1.
-        freeze_after: Share of the training before ranges and BatchNormalization statistics are frozen, in [0, 1].
+        freeze_after: Share of the training before the ranges are frozen, in [0, 1].
+        freeze_batch_norm_after: The same for BatchNormalization statistics; `None` is `freeze_after`.
     """
 
     weight_bits: int = 8
@@ -34,11 +35,14 @@ class Quantize(Technique):
     momentum: float = 0.99
     calibration_samples: int = 1000
     freeze_after: float = 0.5
+    freeze_batch_norm_after: float | None = None
 
     def __post_init__(self):
         check_arguments("quantize", self.weight_bits, self.ranges, self.momentum, self.calibration_samples)
-        if not 0 <= self.freeze_after <= 1:
-            raise InvalidArgumentError("quantize.freeze_after", "a number in [0, 1]", self.freeze_after)
+        for name in ("freeze_after", "freeze_batch_norm_after"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InvalidArgumentError(f"quantize.{name}", "a number in [0, 1]", value)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         aware = quantize_aware(
@@ -49,6 +53,10 @@ class Quantize(Technique):
             momentum=self.momentum,
             calibration_samples=self.calibration_samples,
         )
-        trained = context.train(aware, callbacks=lambda replica: [FreezeRanges(replica, after=self.freeze_after)]).model
+
+        def callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
+            return [FreezeRanges(replica, after=self.freeze_after, batch_norm_after=self.freeze_batch_norm_after)]
+
+        trained = context.train(aware, callbacks=callbacks).model
         round_biases(trained)
         return trained
