@@ -123,10 +123,13 @@ def trace(model: keras.Model) -> Trace:
             note(result, [Ref(len(calls) - 1, at) for at in range(len(keras.tree.flatten(result)))])
         return result
 
-    tensors = [keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in model.inputs]
-    for tensor in tensors:
-        calls.append(Call(originals.get(tensor.name, tensor)))
-        note(tensor, [Ref(len(calls) - 1)])
+    tensors = []
+    for tensor in model.inputs:
+        # A tensor is not always called as the layer that it comes from.
+        (layer,) = (op for op in model.operations if isinstance(op, keras.layers.InputLayer) and op.output is tensor)
+        tensors.append(_new_input(layer))
+        calls.append(Call(layer))
+        note(tensors[-1], [Ref(len(calls) - 1)])
     clone = keras.models.clone_model(
         model, call_function=on_call, input_tensors=keras.tree.pack_sequence_as(model.input, tensors)
     )
@@ -179,8 +182,7 @@ def replay(
 
     for index, call in enumerate(traced.calls):
         if Ref(index) in input_refs:
-            source = call.operation
-            tensor = keras.Input(batch_shape=source.batch_shape, dtype=source.dtype, name=source.name)
+            tensor = _new_input(call.operation)
             inputs[Ref(index)] = tensor
             results.append([tensor if on_input is None else on_input(index, tensor)])
         else:
@@ -191,3 +193,7 @@ def replay(
         keras.tree.map_structure(real, traced.outputs),
         name=traced.name,
     )
+
+
+def _new_input(layer: keras.layers.InputLayer) -> Any:
+    return keras.Input(batch_shape=layer.batch_shape, dtype=layer.dtype, name=layer.name)

@@ -15,8 +15,8 @@ from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError, ModelError, TFCompressError
 from tfcompress.measure.accuracy import load_keras
 from tfcompress.measure.tflite_runner import TFLiteRunner
-from tfcompress.models import build
-from tfcompress.recipe import ModelSpec, Recipe, build_technique
+from tfcompress.models import FAMILIES
+from tfcompress.recipe import ModelSpec, Recipe, build_technique, check_arguments
 from tfcompress.techniques.base import Technique
 from tfcompress.techniques.distill import Teacher
 
@@ -119,12 +119,20 @@ def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Mo
 
 
 def _build(role: str, spec: ModelSpec, recipe: Recipe, data: Dataset) -> keras.Model:
+    source = recipe.source
+    if spec.model not in FAMILIES:
+        raise source.error((role, "model"), f"must be one of {', '.join(FAMILIES)}. Received: {spec.model!r}.")
+    family = FAMILIES[spec.model]
+    shapes = {"input_shape": data.input_shape, "num_classes": data.num_classes}
+    arguments = check_arguments(family, spec.arguments, (role,), source, given=shapes)
     # Alone decides the first weights: they don't depend on what was built before.
     keras.utils.set_random_seed(recipe.seed)
     try:
-        return build(str(spec.model), input_shape=data.input_shape, num_classes=data.num_classes, **spec.arguments)
+        return family(**arguments)
     except InvalidArgumentError as error:
-        raise recipe.source.error((role,), f"does not describe a model: {error}") from error
+        name = error.name.rpartition(".")[2]
+        path = (role, name) if name in spec.arguments else (role,)
+        raise source.error(path, f"does not describe a model: {error}") from error
 
 
 def _check_file(role: str, recipe: Recipe, source: keras.Model | TFLiteRunner, data: Dataset) -> None:

@@ -1,0 +1,141 @@
+"""Runs that end too early: killed, interrupted, or stopped in any stage, and run again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tfcompress as tfc
+from tfcompress.data import Dataset
+from tfcompress.training.checkpoint import EpochCheckpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Long enough in its second training that it can be caught there.
+KILLED = """
+seed: 5
+data: {name: digits, limit_train: 256, batch_size: 64, augment: {shift: 1}}
+teacher: {model: mlp, widths: [16], train: {epochs: 1}}
+student: {model: mlp, widths: [24, 24]}
+stages:
+  - prune:
+      schedule: {polynomial_decay: {final_sparsity: 0.75}}
+      teach: {}
+      train: {epochs: 150, keep: best}
+"""
+EPOCHS = 150
+
+STOPPED = """
+seed: 5
+data: {name: digits, limit_train: 128, batch_size: 32, augment: {shift: 1}}
+train: {epochs: 4, learning_rate: 1.0e-2}
+teacher: {model: mlp, widths: [16]}
+student: {model: mlp, widths: [16, 16]}
+stages:
+  - distill: {train: {optimizer: sgd, early_stopping: 3}}
+  - prune: {schedule: {polynomial_decay: {final_sparsity: 0.75}}, train: {keep: best, weight_decay: 1.0e-3}}
+  - quantize: {ranges: moving_average, teach: {}}
+"""
+
+
+def same_weights(first, second):
+    for expected, actual in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def epochs_done(checkpoint):
+    with np.load(checkpoint) as file:
+        return json.loads(str(file["header"]))["epoch"]
+
+
+def signalled(recipe, out, number, *, after):
+    """Starts a run in a process of its own, sends it a signal `after` so many epochs; its exit code and stderr."""
+    command = [sys.executable, "-m", "tfcompress", "run", str(recipe), "--out", str(out), "--noprogress"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    checkpoint = out / "stages" / "01-prune" / "training.npz"
+    deadline = time.monotonic() + 120
+    while not (checkpoint.exists() and epochs_done(checkpoint) >= after):
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.01)
+    # To the whole group, as a terminal does.
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert not (out / "stages" / "01-prune" / "stage.json").exists(), "the run was over before the signal came"
+    return process.returncode, errors
+
+
+@pytest.fixture
+def first_epochs(monkeypatch):
+    """The epochs that trainings begin with, in the order of the trainings."""
+    seen = []
+    original = Dataset.train_batches
+
+    def train_batches(self, batch_size, *, seed, epochs, first_epoch=0):
+        seen.append(first_epoch)
+        return original(self, batch_size, seed=seed, epochs=epochs, first_epoch=first_epoch)
+
+    monkeypatch.setattr(Dataset, "train_batches", train_batches)
+    return seen
+
+
+def test_a_run_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, first_epochs):
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "killed"
+    recipe.write_text(KILLED)
+    checkpoint = out / "stages" / "01-prune" / "training.npz"
+
+    code, errors = signalled(recipe, out, signal.SIGINT, after=3)
+    assert code == 130
+    assert "tfcompress: interrupted. A run that is started again goes on where it was." in errors
+    assert "Traceback" not in errors
+    assert not [path for path in out.rglob("*") if path.name.startswith(".writing-")]
+    assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["key", "training.npz"]
+    interrupted = epochs_done(checkpoint)
+
+    code, _ = signalled(recipe, out, signal.SIGKILL, after=interrupted + 5)
+    assert code == -signal.SIGKILL
+    killed = epochs_done(checkpoint)
+    assert interrupted + 5 <= killed < EPOCHS
+    resumed = tfc.run(tfc.load_recipe(recipe), out, progress=False)
+    assert first_epochs == [killed]
+    assert not checkpoint.exists()
+
+    whole = tfc.run(tfc.load_recipe(recipe), tmp_path / "whole", progress=False)
+    same_weights(whole.model, resumed.model)
+    assert np.mean(resumed.model.get_layer("hidden2").kernel.numpy() == 0) == 0.75
+    histories = [json.loads(run.metrics_path.read_text())["histories"]["01-prune"] for run in (whole, resumed)]
+    assert len(histories[0]["loss"]) == len(histories[1]["loss"]) == EPOCHS
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=1e-3, atol=0.02, err_msg=name)
+
+
+def test_every_kind_of_stage_resumes_at_its_epoch(tmp_path, monkeypatch, first_epochs):
+    recipe = tfc.parse_recipe(STOPPED)
+    whole = tfc.run(recipe, tmp_path / "whole", progress=False)
+    assert first_epochs == [0, 0, 0, 0]
+    first_epochs.clear()
+
+    original = EpochCheckpoint.on_epoch_end
+    stops = {("00-teacher", 0), ("01-distill", 1), ("02-prune", 2), ("03-quantize", 0), ("03-quantize", 2)}
+
+    def on_epoch_end(self, epoch, logs=None):
+        original(self, epoch, logs)
+        place = (self._path.parent.name, epoch)
+        if place in stops:
+            stops.remove(place)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpochCheckpoint, "on_epoch_end", on_epoch_end)
+    while stops:
+        with pytest.raises(KeyboardInterrupt):
+            tfc.run(recipe, tmp_path / "stopped", progress=False)
+    stopped = tfc.run(recipe, tmp_path / "stopped", progress=False)
+    assert first_epochs == [0, 1, 0, 2, 0, 3, 0, 1, 3]
+    same_weights(whole.model, stopped.model)
+    rows = [{row.stage: row.accuracy for row in run.rows} for run in (whole, stopped)]
+    assert rows[0] == pytest.approx(rows[1], abs=1 / 359 + 1e-9)
