@@ -7,7 +7,7 @@ import tensorflow as tf
 from helpers import CLOSE, blob_dataset, blobs, cross_entropy, tiny_cnn, tiny_mlp, zeros_fraction
 
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
-from tfcompress.techniques.masks import HoldMasks
+from tfcompress.techniques.masks import HoldMasks, KernelMask
 from tfcompress.techniques.prune import MagnitudePruning, magnitude_masks, prunable_layers
 from tfcompress.techniques.schedules import tfmot_schedules
 
@@ -231,3 +231,19 @@ def test_data_of_unknown_length():
     endless = tf.data.Dataset.from_tensor_slices((x, y)).batch(32).filter(lambda x, y: True)
     with pytest.raises(TrainingError, match="Pass `steps_per_epoch`"):
         model.fit(endless, verbose=0, callbacks=[MagnitudePruning(model, polynomial(), include=["second"])])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_masks_on_one_kernel_leave_none_behind(first):
+    variable = tiny_mlp().get_layer("second").kernel
+    masks = [KernelMask(variable), KernelMask(variable)]
+    keep = np.arange(256).reshape(16, 16)
+    masks[0].assign(keep % 2 == 0)
+    masks[1].assign(keep % 3 == 0)
+    np.testing.assert_array_equal(variable.constraint(tf.ones((16, 16))), (keep % 6 == 0).astype("float32"))
+    masks[first].remove()
+    other = 2 if first == 1 else 3
+    np.testing.assert_array_equal(variable.constraint(tf.ones((16, 16))), (keep % other == 0).astype("float32"))
+    masks[1 - first].remove()
+    left = variable.constraint
+    np.testing.assert_array_equal(tf.ones((16, 16)) if left is None else left(tf.ones((16, 16))), 1.0)

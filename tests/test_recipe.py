@@ -89,7 +89,7 @@ def test_the_written_recipe_does_not_depend_on_later_defaults():
         ("stages.prune.schedule.polynomial_decay.final_sparsity=9", lambda recipe: _decay(recipe)["final_sparsity"]),
         ("data.limit_train=9", lambda recipe: recipe.data.limit_train),
         ("teacher.width=9", lambda recipe: recipe.teacher.arguments["width"]),
-        ("export.1.calibration_samples=9", lambda recipe: recipe.export[1].calibration_samples),
+        ("export.1.io=float32", lambda recipe: {"float32": 9}.get(recipe.export[1].io)),
         ("train.learning_rate=9", lambda recipe: recipe.stages[0].train.learning_rate),
     ],
 )

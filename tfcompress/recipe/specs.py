@@ -185,14 +185,11 @@ class ExportSpec:
         format: `tflite`.
         mode: `int8` or `float32` weights and arithmetic.
         io: `int8` or `float32` inputs and outputs. A float32 file has float32 ones whatever is asked.
-        calibration_samples: Training samples that ranges are taken from where the model was not trained
-            quantization-aware, at least 1.
     """
 
     format: str = "tflite"
     mode: Literal["int8", "float32"] = "int8"
     io: Literal["int8", "float32"] = "int8"
-    calibration_samples: int = 500
 
     @classmethod
     def from_recipe(cls, value: Any, path: KeyPath, source: Source) -> ExportSpec:
@@ -203,8 +200,6 @@ class ExportSpec:
     def __post_init__(self):
         if self.format not in EXPORT_FORMATS:
             raise InvalidArgumentError("ExportSpec.format", f"one of {', '.join(EXPORT_FORMATS)}", self.format)
-        if self.calibration_samples < 1:
-            raise InvalidArgumentError("ExportSpec.calibration_samples", "at least 1", self.calibration_samples)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

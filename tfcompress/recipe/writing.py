@@ -32,7 +32,7 @@ def _plain(value: Any) -> Any:
         # Both are written even where they are null: leaving `train` out would mean the recipe's defaults.
         return {value.technique: {**_plain(value.arguments), **_fields(value, "train", "teach")}}
     if isinstance(value, ExportSpec):
-        return {value.format: _fields(value, "mode", "io", "calibration_samples")}
+        return {value.format: _fields(value, "mode", "io")}
     if isinstance(value, ModelSpec):
         origin = {"model": value.model} if value.file is None else _fields(value, "file", "input_range")
         return {**origin, **_plain(value.arguments), **_fields(value, "train")}

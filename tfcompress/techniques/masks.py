@@ -34,12 +34,14 @@ class KernelMask:
         with scope():
             # A variable, so that a compiled step sees every new mask.
             self._mask = tf.Variable(tf.ones(variable.shape, variable.dtype), trainable=False)
+        self._installed = True
         variable.constraint = self._constrain
 
     def _constrain(self, value: Any) -> Any:
         if self._own_constraint is not None:
             value = self._own_constraint(value)
-        return tf.convert_to_tensor(value) * self._mask
+        value = tf.convert_to_tensor(value)
+        return value * self._mask if self._installed else value
 
     def assign(self, keep: np.ndarray) -> None:
         """Sets the mask to `keep`, a boolean array of the variable's shape, and zeroes the rest at once."""
@@ -52,8 +54,10 @@ class KernelMask:
         self.assign(self._mask.numpy() != 0)
 
     def remove(self) -> None:
-        """Gives the variable the constraint back that it had."""
-        self.variable.constraint = self._own_constraint
+        """Gives the variable the constraint back that it had, or steps aside where another mask came on top."""
+        self._installed = False
+        if self.variable.constraint == self._constrain:
+            self.variable.constraint = self._own_constraint
 
 
 class HoldMasks(keras.callbacks.Callback):
