@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,20 +28,18 @@ stages:
   - prune:
       schedule: {polynomial_decay: {final_sparsity: 0.75}}
       teach: {}
-      train: {epochs: 150, keep: best}
+      train: {epochs: 40, keep: best}
 """
-EPOCHS = 150
+EPOCHS = 40
 
 STOPPED = """
 seed: 5
 data: {name: digits, limit_train: 128, batch_size: 32, augment: {shift: 1}}
 train: {epochs: 4, learning_rate: 1.0e-2}
-teacher: {model: mlp, widths: [16]}
-student: {model: mlp, widths: [16, 16]}
+student: {model: mlp, widths: [16, 16], train: {optimizer: sgd}}
 stages:
-  - distill: {train: {optimizer: sgd, early_stopping: 3}}
-  - prune: {schedule: {polynomial_decay: {final_sparsity: 0.75}}, train: {keep: best, weight_decay: 1.0e-3}}
-  - quantize: {ranges: moving_average, teach: {}}
+  - prune: {schedule: {polynomial_decay: {final_sparsity: 0.75}}, train: {early_stopping: 3, weight_decay: 1.0e-3}}
+  - quantize: {ranges: moving_average, train: {keep: best}}
 """
 
 
@@ -85,11 +84,14 @@ def first_epochs(monkeypatch):
 
 
 def test_a_run_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, first_epochs):
-    recipe, out = tmp_path / "recipe.yaml", tmp_path / "killed"
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "stopped"
     recipe.write_text(KILLED)
+    whole = tfc.run(tfc.load_recipe(recipe), tmp_path / "whole", progress=False)
+    shutil.copytree(whole.out / "stages" / "00-teacher", out / "stages" / "00-teacher")
+    first_epochs.clear()
     checkpoint = out / "stages" / "01-prune" / "training.npz"
 
-    code, errors = signalled(recipe, out, signal.SIGINT, after=3)
+    code, errors = signalled(recipe, out, signal.SIGINT, after=2)
     assert code == 130
     assert "tfcompress: interrupted. A run that is started again goes on where it was." in errors
     assert "Traceback" not in errors
@@ -97,15 +99,14 @@ def test_a_run_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, first_epochs):
     assert sorted(path.name for path in checkpoint.parent.iterdir()) == ["key", "training.npz"]
     interrupted = epochs_done(checkpoint)
 
-    code, _ = signalled(recipe, out, signal.SIGKILL, after=interrupted + 5)
+    code, _ = signalled(recipe, out, signal.SIGKILL, after=interrupted + 1)
     assert code == -signal.SIGKILL
     killed = epochs_done(checkpoint)
-    assert interrupted + 5 <= killed < EPOCHS
+    assert interrupted < killed < EPOCHS
     resumed = tfc.run(tfc.load_recipe(recipe), out, progress=False)
     assert first_epochs == [killed]
     assert not checkpoint.exists()
 
-    whole = tfc.run(tfc.load_recipe(recipe), tmp_path / "whole", progress=False)
     same_weights(whole.model, resumed.model)
     assert np.mean(resumed.model.get_layer("hidden2").kernel.numpy() == 0) == 0.75
     histories = [json.loads(run.metrics_path.read_text())["histories"]["01-prune"] for run in (whole, resumed)]
@@ -114,14 +115,15 @@ def test_a_run_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, first_epochs):
         np.testing.assert_allclose(histories[1][name], values, rtol=1e-3, atol=0.02, err_msg=name)
 
 
-def test_every_kind_of_stage_resumes_at_its_epoch(tmp_path, monkeypatch, first_epochs):
+def test_pruning_and_quantization_resume_at_their_epoch(tmp_path, monkeypatch, first_epochs):
     recipe = tfc.parse_recipe(STOPPED)
     whole = tfc.run(recipe, tmp_path / "whole", progress=False)
-    assert first_epochs == [0, 0, 0, 0]
+    assert first_epochs == [0, 0, 0]
     first_epochs.clear()
 
     original = EpochCheckpoint.on_epoch_end
-    stops = {("00-teacher", 0), ("01-distill", 1), ("02-prune", 2), ("03-quantize", 0), ("03-quantize", 2)}
+    # The sparsity still grows at the first, and the ranges are frozen already at the second.
+    stops = {("01-prune", 1), ("02-quantize", 2)}
 
     def on_epoch_end(self, epoch, logs=None):
         original(self, epoch, logs)
@@ -135,7 +137,7 @@ def test_every_kind_of_stage_resumes_at_its_epoch(tmp_path, monkeypatch, first_e
         with pytest.raises(KeyboardInterrupt):
             tfc.run(recipe, tmp_path / "stopped", progress=False)
     stopped = tfc.run(recipe, tmp_path / "stopped", progress=False)
-    assert first_epochs == [0, 1, 0, 2, 0, 3, 0, 1, 3]
+    assert first_epochs == [0, 0, 2, 0, 3]
     same_weights(whole.model, stopped.model)
     rows = [{row.stage: row.accuracy for row in run.rows} for run in (whole, stopped)]
     assert rows[0] == pytest.approx(rows[1], abs=1 / 359 + 1e-9)

@@ -32,6 +32,7 @@ from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.distill import Distiller, Teacher
 from tfcompress.techniques.distill.stage import distillation_loss
 from tfcompress.techniques.masks import HoldMasks
+from tfcompress.techniques.quantize import round_biases
 from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import TrainResult, fit
@@ -151,6 +152,7 @@ class _Run:
         self._sparsity: dict[str, dict[str, float]] = {}
         self._exports: dict[str, dict[str, Any]] = {}
         self._holds_masks = False
+        self._holds_integers = False
         self._key = files.content_key(RESULT_VERSION, recipe.seed, recipe.data.batch_size, data_key(recipe.data, data))
 
     def run(self) -> RunResult:
@@ -255,10 +257,15 @@ class _Run:
                 train=train,
             )
             keras.utils.set_random_seed(context.seed)
-            return technique.apply(model, context), history
+            made = technique.apply(model, context)
+            if self._holds_integers:
+                # Whatever trained last moved biases off the grid of the integer file.
+                round_biases(made)
+            return made, history
 
         made = self._stage(name, self._key, make)
         self._holds_masks = self._holds_masks or spec.technique == "prune"
+        self._holds_integers = self._holds_integers or spec.technique == "quantize"
         return made
 
     def _fit(
@@ -343,8 +350,10 @@ class _Run:
             )
             row = export_row(f"export-{spec.mode}", exported, model, self._data, time.perf_counter() - started)
             self._rows.append(row)
-            described = exported.to_dict()
-            self._exports[spec.mode] = {**described, "path": str(path.relative_to(self._out))}
+            # A run's folder may move, so what is in it is named from there.
+            here = {"path": path, "labels_path": exported.labels_path}
+            named = {key: str(value.relative_to(self._out)) for key, value in here.items() if value is not None}
+            self._exports[spec.mode] = {**exported.to_dict(), **named}
             paths[spec.mode] = path
         return paths
 

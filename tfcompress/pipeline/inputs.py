@@ -45,6 +45,7 @@ def load_data(spec: DataSpec) -> Dataset:
         augmentation=augmentation,
         validation_fraction=spec.validation_fraction,
         limit_train=spec.limit_train,
+        image_size=spec.image_size,
     )
 
 

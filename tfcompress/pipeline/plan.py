@@ -120,7 +120,7 @@ def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Mo
 
 def _build(role: str, spec: ModelSpec, recipe: Recipe, data: Dataset) -> keras.Model:
     source = recipe.source
-    if spec.model not in FAMILIES:
+    if spec.model is None or spec.model not in FAMILIES:
         raise source.error((role, "model"), f"must be one of {', '.join(FAMILIES)}. Received: {spec.model!r}.")
     family = FAMILIES[spec.model]
     shapes = {"input_shape": data.input_shape, "num_classes": data.num_classes}

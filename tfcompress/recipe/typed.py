@@ -123,8 +123,11 @@ def _construct(target: Callable[..., Any], built: dict[str, Any], path: KeyPath,
     except InvalidArgumentError as error:
         name = error.name.rpartition(".")[2]
         rest = built.get(_rest_field(target) or "", {})
-        where = (*path, name) if name in built or name in rest or name in _keys(target) else path
-        raise source.error(where, f"must be {error.expected}. Received: {error.received!r}.") from error
+        known = name in built or name in rest or name in _keys(target)
+        # What lies deeper than the keys of this level is called what its own check calls it.
+        deeper = not known and "." in error.name
+        message = f"is not right: {error}" if deeper else f"must be {error.expected}. Received: {error.received!r}."
+        raise source.error((*path, name) if known else path, message) from error
 
 
 def _unknown_key(name: str, keys: Mapping[str, _Key], path: KeyPath, source: Source) -> Exception:

@@ -11,10 +11,12 @@ import dataclasses
 import keras
 
 from tfcompress.errors import InvalidArgumentError
+from tfcompress.graph.trace import trace
 from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.quantize.biases import round_biases
 from tfcompress.techniques.quantize.freeze import FreezeRanges
 from tfcompress.techniques.quantize.quantize_aware import check_arguments, quantize_aware
+from tfcompress.techniques.quantize.rewrite import refuse_unsupported
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,9 @@ class Quantize(Technique):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise InvalidArgumentError(f"quantize.{name}", "a number in [0, 1]", value)
+
+    def check(self, model: keras.Model, total_steps: int) -> None:
+        refuse_unsupported(trace(model))
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         aware = quantize_aware(

@@ -1,0 +1,183 @@
+"""What every technique must do, on every kind of model; and that its claim outlives each technique that follows."""
+
+import functools
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from helpers import CLOSE, blob_dataset, blobs, numpy_log_softmax, tiny_mlp
+from keras import layers
+
+import tfcompress as tfc
+from tfcompress.measure.metrics import Metrics
+from tfcompress.pipeline import execute
+from tfcompress.recipe import TECHNIQUES, parse_recipe
+from tfcompress.recipe.writing import recipe_to_yaml
+from tfcompress.techniques.prune import prunable_layers
+
+# The recipe keys of each technique; a new one must be added here, and its claim below.
+ARGUMENTS = {
+    "distill": "{weight: 1.0, train: {epochs: 8, learning_rate: 2.0e-2}}",
+    "prune": "{schedule: {polynomial_decay: {final_sparsity: 0.5}}, ranking: layer}",
+    "quantize": "{train: {epochs: 3, learning_rate: 1.0e-3}}",
+}
+PAIRS = list(itertools.permutations(ARGUMENTS, 2))
+
+
+def nested():
+    """A convolutional model that holds another one, a residual block."""
+    inner_input = keras.Input((8, 8, 4), name="inner_input")
+    x = layers.Conv2D(4, 3, padding="same", use_bias=False, name="inner_conv")(inner_input)
+    x = layers.ReLU(name="inner_relu")(layers.BatchNormalization(momentum=0.7, name="inner_bn")(x))
+    inner = keras.Model(inner_input, layers.Add(name="inner_add")([x, inner_input]), name="inner")
+    inputs = keras.Input((8, 8, 1), name="image")
+    x = layers.Conv2D(4, 3, padding="same", activation="relu", name="first")(inputs)
+    x = layers.GlobalAveragePooling2D(name="pool")(inner(x))
+    return keras.Model(inputs, layers.Dense(4, name="classes")(x), name="nested")
+
+
+def softmax_output():
+    """A functional model whose residual block is its own, and which gives probabilities."""
+    inputs = keras.Input((8,), name="features")
+    shortcut = layers.Dense(16, activation="relu", name="first")(inputs)
+    x = layers.Dense(16, activation="relu", name="second")(shortcut)
+    x = layers.Add(name="residual")([x, shortcut])
+    return keras.Model(inputs, layers.Dense(4, activation="softmax", name="last")(x), name="probabilities")
+
+
+KINDS = {"sequential": tiny_mlp, "nested": nested, "softmax": softmax_output}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unmeasured():
+    """Stages without their figures, which cost a conversion each and are tested with the pipeline."""
+    with pytest.MonkeyPatch.context() as patch:
+        figures = dict.fromkeys(Metrics.__dataclass_fields__, 0)
+        patch.setattr(execute, "keras_row", lambda stage, *_: Metrics(**{**figures, "stage": stage}))
+        yield
+
+
+def prototypes(shape):
+    """A teacher that needs no training: the nearest of the pictures that the data was made of."""
+    pictures, _ = blobs(4 * 64, shape=shape, seed=3)
+    centers = np.stack([pictures[label::4].mean(0).ravel() for label in range(4)], 1)
+    weights = [8 * centers, -4 * (centers**2).sum(0)]
+    model = keras.Sequential([keras.Input(shape), layers.Flatten(), layers.Dense(4)], name="prototypes")
+    model.set_weights(weights)
+    return model
+
+
+def build(kind):
+    keras.utils.set_random_seed(7)
+    return KINDS[kind]()
+
+
+def run(folder, kind, techniques):
+    """The model of `kind` before `techniques`, and the run that applied them, under a teacher where one is needed."""
+    folder.mkdir()
+    start = build(kind)
+    shape = start.input_shape[1:]
+    student, given = "", start
+    if "distill" in techniques:
+        start.save(folder / "student.keras")
+        student, given = f"student: {{file: '{folder / 'student.keras'}'}}", prototypes(shape)
+    recipe = parse_recipe(f"""
+        data: {{batch_size: 16}}
+        train: {{epochs: 2, learning_rate: 1.0e-2}}
+        {student}
+        stages: [{", ".join(f"{{{name}: {ARGUMENTS[name]}}}" for name in techniques)}]
+        export: [tflite]
+        """)
+    assert parse_recipe(recipe_to_yaml(recipe)) == recipe
+    before, config = [weight.copy() for weight in given.get_weights()], given.to_json()
+    result = tfc.compress(given, blob_dataset(64, shape=shape), recipe, folder / "out", progress=False)
+    # Neither what is compressed nor what teaches is changed.
+    assert given.to_json() == config and all(layer.trainable for layer in given.layers)
+    for expected, actual in zip(before, given.get_weights(), strict=True):
+        np.testing.assert_array_equal(actual, expected)
+    return start, result
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs by kind and techniques, each made once."""
+    folder = tmp_path_factory.mktemp("runs")
+    return functools.cache(lambda kind, *techniques: run(folder / "-".join((kind, *techniques)), kind, techniques))
+
+
+def stage_model(result, number, technique):
+    path = result.out / "stages" / f"{number:02d}-{technique}" / "model.keras"
+    return keras.saving.load_model(path, compile=False)
+
+
+def pruned_kernels(start, model):
+    names = [layer.name for layer in prunable_layers(start)]
+    flat = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
+    return [keras.ops.convert_to_numpy(flat[name].kernel) for name in names]
+
+
+def divergence(teacher, model, x):
+    """Mean Kullback-Leibler divergence of a model's classes from its teacher's, in nats."""
+    p, outputs = numpy_log_softmax(teacher.predict(x, verbose=0)), model.predict(x, verbose=0)
+    q = np.log(outputs) if np.allclose(outputs.sum(1), 1, atol=0.05) else numpy_log_softmax(outputs)
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+def check_claim(technique, number, start, result):
+    """What `technique`, stage `number` of a run, promises of the last model and its file."""
+    if technique == "distill":
+        x, _ = blobs(64, shape=start.input_shape[1:], seed=5)
+        teacher = prototypes(start.input_shape[1:])
+        assert divergence(teacher, result.model, x) < 0.9 * divergence(teacher, start, x)
+    elif technique == "prune":
+        then, now = (pruned_kernels(start, model) for model in (stage_model(result, number, technique), result.model))
+        assert then
+        for first, second in zip(then, now, strict=True):
+            assert np.mean(first == 0) == 0.5
+            np.testing.assert_array_equal(second[first == 0], 0)
+    elif technique == "quantize":
+        assert any(getattr(layer, "is_fake_quantized", False) for layer in result.model.layers)
+        # The file's biases are integers; the model that was measured has the very same ones.
+        rounded = keras.models.clone_model(result.model)
+        rounded.set_weights(result.model.get_weights())
+        tfc.round_biases(rounded)
+        for first, second in zip(result.model.get_weights(), rounded.get_weights(), strict=True):
+            np.testing.assert_allclose(second, first, rtol=1e-5, atol=1e-7)
+    else:
+        pytest.fail(f"{technique} has no claim to check")
+
+
+def test_every_technique_is_in_the_table():
+    assert set(ARGUMENTS) == set(TECHNIQUES)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sequential"])  # Those are in the pairs.
+@pytest.mark.parametrize("technique", ARGUMENTS)
+def test_technique_on_every_kind_of_model(technique, kind, runs):
+    start, result = runs(kind, technique)
+    shape = start.input_shape[1:]
+    assert result.model.input_shape == start.input_shape and result.model.output_shape == start.output_shape
+    x, _ = blobs(32, shape=shape, seed=5)
+    reloaded = stage_model(result, 1, technique)
+    np.testing.assert_allclose(reloaded.predict(x, verbose=0), result.model.predict(x, verbose=0), **CLOSE)
+    check_claim(technique, 1, start, result)
+    # It is there only if it passed the gate.
+    assert tfc.TFLiteRunner(result.exports["int8"]).predict(x).shape == (32, 4)
+
+
+@pytest.mark.parametrize(("first", "second"), PAIRS)
+def test_claims_hold_after_each_technique_that_follows(first, second, runs):
+    start, result = runs("sequential", first, second)
+    assert result.exports["int8"].is_file()
+    check_claim(first, 1, start, result)
+    check_claim(second, 2, start, result)
+
+
+@pytest.mark.parametrize("technique", ARGUMENTS)
+def test_same_seed_gives_the_same_weights(technique, runs):
+    followers = [pair for pair in PAIRS if pair[0] == technique]
+    models = [stage_model(runs("sequential", *pair)[1], 1, technique) for pair in followers]
+    for model in models[1:]:
+        for expected, actual in zip(models[0].get_weights(), model.get_weights(), strict=True):
+            np.testing.assert_allclose(actual, expected, **CLOSE)
