@@ -31,7 +31,7 @@ class FreezeRanges(keras.callbacks.Callback):
         >>> callback = FreezeRanges(model, after=0.8)
     """
 
-    def __init__(self, model: keras.Model, *, after: float = 0.8, batch_norm_after: float | None = None):
+    def __init__(self, model: keras.Model, *, after: float = 0.5, batch_norm_after: float | None = None):
         super().__init__()
         batch_norm_after = after if batch_norm_after is None else batch_norm_after
         for name, value in (("after", after), ("batch_norm_after", batch_norm_after)):
