@@ -25,10 +25,10 @@ class ProgressBar(keras.callbacks.Callback):
         self._epoch = 0
         self._bar = progress.Progress(
             progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
+            # Narrow enough to leave room for the figures in a terminal of 80 columns.
+            progress.BarColumn(bar_width=16),
             progress.TaskProgressColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TimeRemainingColumn(),
+            progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
             progress.TextColumn("{task.fields[figures]}"),
         )
         self._task = self._bar.add_task(label, total=epochs * steps, figures="")
@@ -43,9 +43,9 @@ class ProgressBar(keras.callbacks.Callback):
         self._bar.update(self._task, completed=self._epoch * self._steps + batch + 1)
 
     def on_epoch_end(self, epoch, logs=None):
-        names = ("loss", "accuracy", "val_accuracy")
-        figures = "  ".join(f"{name} {logs[name]:.4f}" for name in names if logs and name in logs)
-        self._bar.update(self._task, figures=f"epoch {epoch + 1}/{self._epochs}  {figures}")
+        names = {"loss": "loss", "val_accuracy": "val_acc"}
+        figures = "  ".join(f"{short} {logs[name]:.4f}" for name, short in names.items() if logs and name in logs)
+        self._bar.update(self._task, figures=f"{epoch + 1}/{self._epochs}  {figures}")
 
     def on_train_end(self, logs=None):
         self.close()
