@@ -216,3 +216,32 @@ def test_missing_unreadable_and_broken_teachers(tmp_path):
     distiller.compile("adam", cross_entropy())
     with pytest.raises(ModelError, match="finite outputs. Received: NaN"):
         distiller.fit(*blobs(shape=(8,)), verbose=0)
+
+
+def test_loss_by_its_name_meets_a_student_of_logits():
+    distiller = Distiller(tiny_mlp(), tiny_mlp())
+    with pytest.raises(InvalidArgumentError, match="from_logits=True, since the student gives logits"):
+        distiller.compile("adam", "sparse_categorical_crossentropy")
+
+
+def test_saved_weights_are_those_of_the_student(tmp_path):
+    student = tiny_mlp()
+    distiller = Distiller(student, tiny_mlp(name="teacher"))
+    distiller.compile("adam", cross_entropy())
+    save = keras.callbacks.ModelCheckpoint(tmp_path / "last.weights.h5", save_weights_only=True)
+    distiller.fit(*blobs(shape=(8,)), verbose=0, callbacks=[save])
+    other = tiny_mlp()
+    other.load_weights(tmp_path / "last.weights.h5")
+    np.testing.assert_array_equal(other.get_layer("last").kernel, student.get_layer("last").kernel)
+
+
+def test_an_int8_teacher_gives_probabilities_whatever_its_first_batch():
+    from helpers import shared_path
+
+    teacher = Teacher(shared_path("models/resnet8_cifar10_int8.tflite"))
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        x = rng.uniform(0, 255, size=(4, 32, 32, 3)).astype("float32")
+        logits = teacher.logits(x).numpy()
+        # A rounded zero is half a step of 1/256.
+        assert logits.min() >= np.log(0.5 / 256) - 1e-5 and logits.max() <= 0

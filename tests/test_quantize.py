@@ -273,3 +273,36 @@ def test_biases_move_by_at_most_half_a_unit_and_once():
     np.testing.assert_allclose(after / unit, np.round(after / unit), atol=1e-2)
     round_biases(aware)
     np.testing.assert_allclose(hidden.bias.numpy(), after, rtol=1e-6)
+
+
+def test_batch_norm_after_a_dense_layer_is_refused_before_training():
+    inputs = keras.Input((8,))
+    x = layers.ReLU()(layers.BatchNormalization(name="norm")(layers.Dense(8)(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(x))
+    with pytest.raises(ModelError, match="norm: a BatchNormalization after a dense layer"):
+        quantize_aware(model, np.zeros((4, 8), "float32"))
+
+
+def test_a_second_fit_after_a_freeze_trains_all_again():
+    aware = quantize_aware(tiny_cnn(), blobs()[0])
+    aware.compile("adam", cross_entropy())
+    aware.fit(*blobs(), verbose=0, callbacks=[FreezeRanges(aware, after=0.0)])
+    gamma = aware.get_layer("stem_bn").gamma.numpy()
+    aware.fit(*blobs(), verbose=0)
+    assert np.abs(aware.get_layer("stem_bn").gamma.numpy() - gamma).max() > 0
+
+
+def test_a_rounded_softmax_keeps_its_gradient_in_training():
+    x, y = blobs(64, shape=(8,))
+    aware = quantize_aware(tiny_mlp(softmax=True), x)
+    aware.get_layer("last").kernel.assign(50 * aware.get_layer("last").kernel.numpy())
+    for layer in fake_quantize_layers(aware):
+        if layer.ranges != "fixed":
+            layer.set_range(-100, 100)
+    with tf.GradientTape() as tape:
+        outputs = aware(x, training=True)
+        losses = keras.losses.sparse_categorical_crossentropy(y, outputs)
+    gradient = tape.gradient(losses, outputs)
+    rounded = aware(x, training=False)
+    assert np.mean(np.asarray(rounded) == 0) > 0.1 > 0.01 > np.mean(np.asarray(outputs) == 0)
+    assert np.abs(gradient).max(-1).min() > 0

@@ -76,3 +76,9 @@ def test_unreachable_says_what_to_change():
     schedule = tfmot_schedules().PolynomialDecay(0.0, 0.9, begin_step=0, end_step=150)
     with pytest.raises(TrainingError, match=r"prunes 2 times and ends at .*`frequency` that divides"):
         check_reachable(schedule, SchedulePlan.read(schedule, 200))
+
+
+def test_own_callable_in_plain_python():
+    plan = SchedulePlan.read(lambda step: (int(step) % 2 == 0, min(float(step) / 10, 0.5)), 10)
+    assert plan.should_prune.tolist() == [True, False] * 5 + [True]
+    np.testing.assert_allclose(plan.sparsity, np.minimum(np.arange(11) / 10, 0.5))

@@ -3,11 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import tiny_cnn, tiny_mlp
 from keras import layers
 
 from tfcompress.errors import ModelError
-from tfcompress.graph.outputs import are_probabilities, ends_in_softmax
+from tfcompress.graph.outputs import are_probabilities, ends_in_softmax, gives_probabilities
 from tfcompress.graph.trace import replay, require_functional, trace
 
 
@@ -118,3 +119,27 @@ def test_fake_quantized_softmax_is_seen():
 )
 def test_probabilities_are_recognised(outputs, expected):
     assert are_probabilities(np.array(outputs)) is expected
+
+
+@pytest.mark.parametrize("activation", [keras.ops.softmax, tf.nn.softmax, lambda values: keras.ops.softmax(values)])
+def test_a_softmax_that_does_not_show_is_found_out(activation):
+    inputs = keras.Input((4,))
+    assert gives_probabilities(keras.Model(inputs, layers.Dense(3, activation=activation)(inputs)))
+    assert not gives_probabilities(keras.Model(inputs, layers.Dense(3, activation="relu")(inputs)))
+
+
+def test_rounded_probabilities_are_recognised_whatever_they_add_up_to():
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(100, 0.1), size=500)
+    rounded = np.round(probabilities * 256) / 256
+    assert not are_probabilities(rounded) and are_probabilities(rounded, step=1 / 256)
+
+
+def test_two_layers_of_one_name_are_refused():
+    def block(name):
+        return keras.Sequential([keras.Input((8,)), layers.Dense(8, name="dense")], name=name)
+
+    inputs = keras.Input((8,))
+    model = keras.Model(inputs, block("b")(block("a")(inputs)), name="outer")
+    with pytest.raises(ModelError, match="names of their own. Received: two layers 'dense' in model 'outer'"):
+        trace(model)

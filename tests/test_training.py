@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import blob_dataset, tiny_cnn, tiny_mlp
 
-from tfcompress.errors import ModelError, TrainingError
+from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
 from tfcompress.techniques.prune import MagnitudePruning
 from tfcompress.techniques.schedules import schedule_from_recipe
 from tfcompress.train_settings import TrainSettings
@@ -183,3 +183,33 @@ def test_weight_decay_spares_offsets_and_ranges(optimizer):
         variable.path.split("/")[-1] for variable in model.trainable_variables if made._use_weight_decay(variable)
     }
     assert decayed == {"kernel"}
+
+
+def test_steps_per_execution_must_divide_an_epoch():
+    settings = TrainSettings(epochs=1, steps_per_execution=3)
+    with pytest.raises(InvalidArgumentError, match=r"a divisor of the 4 steps of an epoch, one of \[1, 2, 4\]"):
+        fit(tiny_mlp(), blob_dataset(shape=(8,)), settings, batch_size=32, seed=0)
+
+
+def test_several_steps_per_execution_train_as_single_ones():
+    data, model = blob_dataset(shape=(8,)), tiny_mlp()
+    one, four = (
+        fit(model, data, TrainSettings(epochs=3, steps_per_execution=count), batch_size=32, seed=0).model.get_weights()
+        for count in (1, 4)
+    )
+    for first, second in zip(one, four, strict=True):
+        np.testing.assert_allclose(second, first, rtol=1e-4, atol=1e-6)
+
+
+def test_copies_compute_in_one_precision_and_give_float32():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        half = tiny_cnn()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {layer.compute_dtype for layer in copy_model(half).layers[1:]} == {"float32"}
+    inputs = keras.Input((8, 8, 1))
+    nested = keras.Model(inputs, tiny_cnn(name="inner")(inputs))
+    mixed = copy_model(nested, "mixed_float16")
+    assert mixed.get_layer("inner").get_layer("hidden").compute_dtype == "float16"
+    assert mixed(np.zeros((1, 8, 8, 1), "float32")).dtype == "float32"

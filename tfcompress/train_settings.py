@@ -92,6 +92,9 @@ class TrainSettings:
         for name, (allows, expected) in _NUMBERS.items():
             value = getattr(self, name)
             self._require(name, isinstance(value, int | float) and allows(value), expected)
+        if self.strategy == "mirrored":
+            # Keras 3.15 cannot run several steps in one call over several replicas.
+            self._require("steps_per_execution", self.steps_per_execution == 1, "1 with `strategy: mirrored`")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:

@@ -130,9 +130,18 @@ def trace(model: keras.Model) -> Trace:
         tensors.append(_new_input(layer))
         calls.append(Call(layer))
         note(tensors[-1], [Ref(len(calls) - 1)])
-    clone = keras.models.clone_model(
-        model, call_function=on_call, input_tensors=keras.tree.pack_sequence_as(model.input, tensors)
-    )
+    try:
+        clone = keras.models.clone_model(
+            model, call_function=on_call, input_tensors=keras.tree.pack_sequence_as(model.input, tensors)
+        )
+    except ModelError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"The graph of model {model.name!r} cannot be read, since Keras cannot copy one of its layers. Give it a "
+            f"`get_config` of plain values and registered functions. {error}"
+        ) from error
+    _refuse_equal_names(model, calls)
     inputs, outputs = (
         keras.tree.map_structure(lambda tensor: refs[id(tensor)], side) for side in (clone.input, clone.output)
     )
@@ -193,6 +202,17 @@ def replay(
         keras.tree.map_structure(real, traced.outputs),
         name=traced.name,
     )
+
+
+def _refuse_equal_names(model: keras.Model, calls: Sequence[Call]) -> None:
+    """Layers are known by their names: to recipes, to masks, and to whoever rewrites the graph."""
+    by_name: dict[str, Any] = {}
+    for call in calls:
+        if by_name.setdefault(call.operation.name, call.operation) is not call.operation:
+            raise ModelError(
+                f"The layers of a model and of the models in it must have names of their own. Received: two layers "
+                f"{call.operation.name!r} in model {model.name!r}. Give one of them another `name`."
+            )
 
 
 def _new_input(layer: keras.layers.InputLayer) -> Any:

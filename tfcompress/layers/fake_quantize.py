@@ -58,7 +58,8 @@ class FakeQuantize(keras.layers.Layer):
     """Rounds activations to the values of an integer tensor with one scale and zero point, and back.
 
     The range is two weights, `minimum` and `maximum`. While `trainable`, it is learned through the gradient of the
-    clipping, or follows a moving average of what passes; once `trainable` is `False` it stays as it is.
+    clipping, or follows a moving average of what passes; once `trainable` is `False` it stays as it is. A fixed range
+    rounds only outside of training.
 
     Args:
         bits: Bits of the integers, 4 to 16.
@@ -138,7 +139,8 @@ class FakeQuantize(keras.layers.Layer):
         self.maximum.assign(max(high, SMALLEST_RANGE))
 
     def call(self, inputs, training=False):
-        if self.bypass:
+        # There is nothing to learn in a fixed range; and a probability that is rounded to zero has no gradient.
+        if self.bypass or (training and self.ranges == "fixed"):
             return inputs
         values = tf.cast(inputs, tf.float32)
         if training and self.trainable and self.ranges == "moving_average":

@@ -20,10 +20,10 @@ import tensorflow as tf
 import tfcompress.layers  # noqa: F401  (registers the layers that a file may hold)
 from tfcompress.data import Dataset
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
+from tfcompress.graph.outputs import are_probabilities
 from tfcompress.measure.tflite_runner import TFLiteRunner
 
 # What a float sum of probabilities may differ from 1.
-_SUM_TOLERANCE = 1e-3
 # Keras lets through what zipfile, h5py, JSON and the layers raise on a broken file.
 _LOADING_ERRORS = (
     ValueError,
@@ -128,18 +128,15 @@ class _Totals:
     def add(self, outputs: np.ndarray, step: float, labels: np.ndarray) -> None:
         """Takes outputs `(batch, classes)`, the distance of two neighbouring values of them, and labels `(batch,)`."""
         _check_batch(outputs, labels)
-        classes, own = outputs.shape[1], outputs[np.arange(len(labels)), labels].astype(np.float64)
+        own = outputs[np.arange(len(labels)), labels].astype(np.float64)
         self.samples += len(labels)
         self.correct += int((outputs.argmax(axis=1) == labels).sum())
         largest = outputs.max(axis=1).astype(np.float64)
         shifted = np.exp(outputs.astype(np.float64) - largest[:, None])
         self.loss_of_logits += float((np.log(shifted.sum(axis=1)) + largest - own).sum())
-        # Quantized probabilities sum to 1 up to half a step for each class. A zero among them stands for a value below
-        # half a step; taking it for that keeps the loss finite.
-        tolerance = _SUM_TOLERANCE + classes * step / 2
-        sums = outputs.sum(axis=1, dtype=np.float64)
-        self.are_probabilities &= bool(outputs.min() >= 0) and bool((abs(sums - 1) <= tolerance).all())
-        self.are_probabilities &= bool(outputs.max() <= 1 + _SUM_TOLERANCE)
+        # A zero among quantized probabilities stands for a value below half a step; taking it for that keeps the loss
+        # finite.
+        self.are_probabilities &= are_probabilities(outputs, step)
         smallest = max(step / 2, _SMALLEST_PROBABILITY)
         self.loss_of_probabilities -= float(np.log(np.maximum(own, smallest)).sum())
 

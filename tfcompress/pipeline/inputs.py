@@ -1,7 +1,7 @@
 """What a run starts from, and what it is known by: the data of a recipe, and the keys of data and models.
 
-Invariant: two runs with equal keys see equal samples and weights; where data lies is no part of its key. Left out:
-building and training models (`execute.py`).
+Invariant: two runs with equal keys see equal weights, and equal samples as far as these were in memory; where data lies
+is no part of its key. Left out: building and training models (`execute.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from tfcompress import files
 from tfcompress.data import Augmentation, Dataset, from_folder, load_dataset
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.recipe import DataSpec
+
+SAMPLES_IN_KEY = 64
 
 
 def load_data(spec: DataSpec) -> Dataset:
@@ -50,7 +52,10 @@ def load_data(spec: DataSpec) -> Dataset:
 
 
 def data_key(spec: DataSpec, data: Dataset) -> str:
-    """What data is known by: how it was asked for, its sizes, and its first samples."""
+    """What data is known by: how it was asked for, its sizes, and its samples.
+
+    Of a set that is read from elsewhere (TFDS, a folder) the first samples of each split stand for all of them.
+    """
     asked = {
         name: value
         for name, value in dataclasses.asdict(spec).items()
@@ -58,8 +63,11 @@ def data_key(spec: DataSpec, data: Dataset) -> str:
     }
     # The data of a caller of `compress` is not what the recipe asked for.
     given = [data.name, data.sizes, data.input_range, data.augmentation and dataclasses.asdict(data.augmentation)]
-    first = next(iter(data.batches("train", 16)))
-    return files.content_key(plain(asked), plain(given), *(np.asarray(part).tobytes() for part in first))
+    samples = []
+    for split in data.sizes:
+        limit = None if data.splits[split].resident else SAMPLES_IN_KEY
+        samples += [np.asarray(part).tobytes() for batch in data.batches(split, 256, limit=limit) for part in batch]
+    return files.content_key(plain(asked), plain(given), *samples)
 
 
 def model_key(model: keras.Model) -> str:

@@ -19,6 +19,7 @@ from tfcompress.models import FAMILIES
 from tfcompress.recipe import ModelSpec, Recipe, build_technique, check_arguments
 from tfcompress.techniques.base import Technique
 from tfcompress.techniques.distill import Teacher
+from tfcompress.training.fit import check_steps_per_execution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,16 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
         raise recipe.source.error(
             ("student",), "is missing; a .tflite teacher can teach, but only a Keras model can be compressed."
         )
+    own_range = None if given is not None or recipe.teacher is None else recipe.teacher.input_range
+    if student is None and own_range not in (None, data.input_range):
+        raise recipe.source.error(
+            ("teacher", "input_range"),
+            "must be left out where the teacher itself is compressed; set `data.input_range` to it instead.",
+        )
+    quantized = [index for index, stage in enumerate(recipe.stages) if stage.technique == "quantize"]
+    if len(quantized) > 1:
+        path = ("stages", quantized[1], "quantize")
+        raise recipe.source.error(path, "must be the only stage of its kind; the model is quantization-aware already.")
     for index, technique in enumerate(techniques):
         _check_stage(recipe, index, technique, teacher, compressed, data)
     return Plan(techniques, teacher, student)
@@ -170,6 +181,7 @@ def _check_stage(
     if teacher is None and (technique.needs_teacher or stage.teach is not None):
         raise recipe.source.error(path, "learns from a teacher, and the recipe has none.")
     try:
+        check_steps_per_execution(stage.train, data.steps_per_epoch(recipe.data.batch_size))
         technique.check(model, stage.train.epochs * data.steps_per_epoch(recipe.data.batch_size))
     except TFCompressError as error:
         raise recipe.source.error(path, f"cannot be applied. {error}") from error

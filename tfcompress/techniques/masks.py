@@ -104,6 +104,8 @@ class HoldMasks(keras.callbacks.Callback):
             mask.reapply()
             mask.remove()
         self._masks.clear()
+        # The compiled step still has the masks in it.
+        self.model.make_train_function(force=True)
 
 
 def kernel_layers(model: keras.Model) -> list[keras.layers.Layer]:

@@ -145,8 +145,9 @@ class MagnitudePruning(keras.callbacks.Callback):
         self._epoch_start = self._step
 
     def on_train_batch_end(self, batch, logs=None):
-        # With `steps_per_execution` several steps end at once, and `batch` is the last of them.
-        self._advance(self._epoch_start + batch + 1)
+        # With `steps_per_execution` several steps end at once, and `batch` is the last of them; Keras counts whole
+        # executions, also where an epoch ends within one.
+        self._advance(self._epoch_start + min(batch + 1, self.params["steps"]))
 
     def on_train_end(self, logs=None):
         for mask in self._masks:
@@ -154,6 +155,8 @@ class MagnitudePruning(keras.callbacks.Callback):
             mask.reapply()
             mask.remove()
         self._masks = []
+        # The compiled step still has the masks in it.
+        self.model.make_train_function(force=True)
 
     def _start(self, epoch: int) -> None:
         steps = self.params.get("steps")
@@ -162,7 +165,9 @@ class MagnitudePruning(keras.callbacks.Callback):
                 "MagnitudePruning must know how many steps are planned to hold its schedule against them. "
                 "Received: data of unknown length. Pass `steps_per_epoch` to `fit`."
             )
-        self._step = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        # Under loss scaling the optimizer leaves out steps that overflow, and counts fewer than there were.
+        iterations = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        self._step = max(iterations, epoch * steps)
         total = self._step + (self.params["epochs"] - epoch) * steps
         self._plan = SchedulePlan.read(self._schedule, total)
         self._final_step = check_reachable(self._schedule, self._plan)

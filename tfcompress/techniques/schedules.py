@@ -148,7 +148,14 @@ class SchedulePlan:
             return tf.cast(should_prune, tf.bool), tf.cast(sparsity, tf.float32)
 
         steps = tf.range(total_steps + 1, dtype=tf.int64)
-        answers = tf.function(lambda: tf.map_fn(ask, steps, fn_output_signature=(tf.bool, tf.float32)))()
+        try:
+            answers = tf.function(lambda: tf.map_fn(ask, steps, fn_output_signature=(tf.bool, tf.float32)))()
+        except (TypeError, ValueError, NotImplementedError):
+            # Not made of TensorFlow operations: slower, one step at a time.
+            answered = [schedule(step) for step in range(total_steps + 1)]
+            return cls(
+                *(np.array(side, kind) for side, kind in zip(zip(*answered, strict=True), (bool, float), strict=True))
+            )
         return cls(*(answer.numpy() for answer in answers))
 
     def due(self, after: int, until: int) -> float | None:

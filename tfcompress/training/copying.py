@@ -9,6 +9,10 @@ from __future__ import annotations
 import keras
 
 from tfcompress.errors import ModelError
+from tfcompress.graph.trace import trace
+
+# Layers of other policies (integers, quantized weights) keep theirs.
+FLOAT_POLICIES = ("float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 
 
 def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
@@ -16,8 +20,8 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
 
     Args:
         model: A built Keras model.
-        precision: `"float32"` keeps the layers as they are; `"mixed_float16"` and `"mixed_bfloat16"` make all layers
-            compute in 16 bits, except those that give the model's outputs: losses want float32.
+        precision: What all layers compute in: `"float32"`, `"mixed_float16"` or `"mixed_bfloat16"`. Those that give the
+            model's outputs always compute in float32, since losses want it.
 
     Returns:
         A new model of the same structure.
@@ -30,25 +34,31 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
         >>> copy_model(model).count_params()
         9
     """
-    outputs = {id(tensor) for tensor in model.outputs} if hasattr(model, "outputs") else set()
+    has_graph = hasattr(model, "operations") or isinstance(model, keras.Sequential)
+    last = _output_layers(model) if has_graph else set()
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
         config = layer.get_config()
-        if precision != "float32" and id(layer.output) not in outputs:
-            config["dtype"] = precision
+        if layer.dtype_policy.name in FLOAT_POLICIES:
+            config["dtype"] = "float32" if id(layer) in last else precision
         return type(layer).from_config(config)
 
     try:
-        if precision == "float32":
-            copy = keras.models.clone_model(model)
-        else:
+        if has_graph:
             copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+            copy.dtype_policy = precision
+        else:
+            copy = keras.models.clone_model(model)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
         raise ModelError(
             f"Model {model.name!r} cannot be copied, so it cannot be trained without changing it: {error} "
             "Build it as a functional model, or give its class a `get_config`."
         ) from error
     copy.set_weights(model.get_weights())
-    if precision != "float32":
-        copy.dtype_policy = precision
     return copy
+
+
+def _output_layers(model: keras.Model) -> set[int]:
+    """Identities of the layers that give the outputs, those within nested models."""
+    traced = trace(model)
+    return {id(traced.calls[ref.call].operation) for ref in keras.tree.flatten(traced.outputs)}

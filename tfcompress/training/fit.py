@@ -19,7 +19,8 @@ import keras
 import tensorflow as tf
 
 from tfcompress.data import Dataset
-from tfcompress.graph.outputs import ends_in_softmax
+from tfcompress.errors import InvalidArgumentError
+from tfcompress.graph.outputs import gives_probabilities
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.checkpoint import BestEpoch, EpochCheckpoint, StopOnNaN
 from tfcompress.training.copying import copy_model
@@ -82,6 +83,7 @@ def fit(
     started = time.perf_counter()
     keras.utils.set_random_seed(seed)
     steps = data.steps_per_epoch(batch_size)
+    check_steps_per_execution(settings, steps)
     with distribution_scope(settings.strategy):
         replica = copy_model(model, settings.precision)
         trainable = replica if wrap is None else wrap(replica)
@@ -125,6 +127,22 @@ def fit(
     return TrainResult(trained, record.history, time.perf_counter() - started)
 
 
+def check_steps_per_execution(settings: TrainSettings, steps: int) -> None:
+    """Raises unless an epoch of `steps` steps is whole executions: Keras would run further steps, on the next epoch's
+    data.
+
+    Raises:
+        InvalidArgumentError: If `settings.steps_per_execution` does not divide `steps`.
+    """
+    if steps % settings.steps_per_execution:
+        divisors = [number for number in range(1, steps + 1) if steps % number == 0]
+        raise InvalidArgumentError(
+            "TrainSettings.steps_per_execution",
+            f"a divisor of the {steps} steps of an epoch, one of {divisors}",
+            settings.steps_per_execution,
+        )
+
+
 def distribution_scope(strategy: str) -> Any:
     """The scope that a training's variables are made in.
 
@@ -144,7 +162,7 @@ def _mirrored_strategy() -> tf.distribute.MirroredStrategy:
 
 def classification_loss(model: keras.Model, num_classes: int, label_smoothing: float = 0.0) -> Any:
     """Cross-entropy on integer labels that fits what the model gives, logits or probabilities."""
-    from_logits = not ends_in_softmax(model)
+    from_logits = not gives_probabilities(model)
     if not label_smoothing:
         return keras.losses.SparseCategoricalCrossentropy(from_logits=from_logits)
     return SmoothedCrossentropy(num_classes, label_smoothing, from_logits)

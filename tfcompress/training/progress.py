@@ -40,7 +40,7 @@ class ProgressBar(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        self._bar.update(self._task, completed=self._epoch * self._steps + batch + 1)
+        self._bar.update(self._task, completed=self._epoch * self._steps + min(batch + 1, self._steps))
 
     def on_epoch_end(self, epoch, logs=None):
         names = {"loss": "loss", "val_accuracy": "val_acc"}

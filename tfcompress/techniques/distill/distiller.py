@@ -13,9 +13,11 @@ import keras
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.graph.outputs import ends_in_softmax
+from tfcompress.graph.outputs import gives_probabilities
 from tfcompress.techniques.distill.losses import SoftTargets
 from tfcompress.techniques.distill.teacher import Teacher, probabilities_to_logits
+
+_LOSSES_OF_PROBABILITIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
 
 DistillationLoss = Callable[[Any, Any], Any]
 
@@ -73,7 +75,7 @@ class Distiller(keras.Model):
             raise InvalidArgumentError("Distiller.hard_weight", "at least 0", hard_weight)
         self.student = student
         self.hard_weight = max(hard_weight, 0.0)
-        self._student_gives_probabilities = ends_in_softmax(student) if _has_graph(student) else False
+        self._student_gives_probabilities = gives_probabilities(student)
         # Keras tracks what it sees in attributes: a tracked teacher would be trained, counted and saved.
         self._teacher = _Untracked(_in_scope(teacher))
         self._losses_and_weights = tuple(zip(losses, weights, strict=True))
@@ -99,7 +101,9 @@ class Distiller(keras.Model):
                 or if `jit_compile=True` meets a teacher that XLA cannot compile.
         """
         super().compile(*args, **kwargs)
-        from_logits = getattr(self.loss, "from_logits", None)
+        loss = keras.losses.get(self.loss) if isinstance(self.loss, str) else self.loss
+        # A loss by its name, or as a function, has the default of `from_logits`, which is to take probabilities.
+        from_logits = getattr(loss, "from_logits", False if loss in _LOSSES_OF_PROBABILITIES else None)
         if from_logits is not None and _has_graph(self.student) and from_logits == self._student_gives_probabilities:
             gives = "probabilities" if self._student_gives_probabilities else "logits"
             raise InvalidArgumentError(
@@ -161,6 +165,14 @@ class Distiller(keras.Model):
                 per_sample = per_sample * tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
             total += weight * tf.reduce_mean(per_sample)
         return total / tf.distribute.get_strategy().num_replicas_in_sync
+
+    def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the student's weights; `ModelCheckpoint(save_weights_only=True)` comes here too."""
+        self.student.save_weights(filepath, *args, **kwargs)
+
+    def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Loads weights that `save_weights` wrote into the student."""
+        self.student.load_weights(filepath, *args, **kwargs)
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Saves the student; `ModelCheckpoint` comes here too."""

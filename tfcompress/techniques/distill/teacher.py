@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.outputs import are_probabilities, ends_in_softmax
+from tfcompress.graph.outputs import are_probabilities, gives_probabilities, output_step
 from tfcompress.measure.accuracy import load_keras
 from tfcompress.measure.tflite_runner import TFLiteRunner
 
@@ -24,9 +24,14 @@ from tfcompress.measure.tflite_runner import TFLiteRunner
 SMALLEST_PROBABILITY = float(np.finfo("float32").tiny)
 
 
-def probabilities_to_logits(probabilities: Any) -> Any:
-    """Logits whose softmax is `probabilities`."""
-    return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), SMALLEST_PROBABILITY))
+def probabilities_to_logits(probabilities: Any, step: float = 0.0) -> Any:
+    """Logits whose softmax is `probabilities`.
+
+    Args:
+        probabilities: Shape `(batch, classes)`.
+        step: Distance of two neighbouring values, 0 for floats; a rounded zero stands for half a step.
+    """
+    return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), max(step / 2, SMALLEST_PROBABILITY)))
 
 
 class Teacher:
@@ -62,12 +67,15 @@ class Teacher:
         self._outputs: Callable[[Any], Any]
         # The answer is known from a graph, or found out from the first batch.
         self._gives_probabilities: bool | None = None
+        self._output_step = 0.0
         if isinstance(source, keras.Model):
             self._outputs = lambda inputs: source(inputs, training=False)
-            if hasattr(source, "operations") or isinstance(source, keras.Sequential):
-                self._gives_probabilities = ends_in_softmax(source)
+            if getattr(source, "inputs", None):
+                self._gives_probabilities = gives_probabilities(source)
+                self._output_step = output_step(source)
         elif isinstance(source, TFLiteRunner):
             self._outputs = self._run_file
+            self._output_step = float(source.output_details["quantization"][0])
         elif callable(source):
             self._outputs = source
         else:
@@ -103,7 +111,7 @@ class Teacher:
         if not np.isfinite(outputs).all():
             raise ModelError("The teacher must give finite outputs. Received: NaN or infinity on the first batch.")
         if self._gives_probabilities is None:
-            self._gives_probabilities = are_probabilities(outputs)
+            self._gives_probabilities = are_probabilities(outputs, self._output_step)
 
     def logits(self, inputs: Any) -> Any:
         """Float32 logits of shape `(batch, classes)`, with no gradient."""
@@ -112,7 +120,9 @@ class Teacher:
                 raise ModelError("Call `Teacher.find_out_outputs` with a batch before compiling this teacher.")
             self.find_out_outputs(inputs)
         outputs = tf.stop_gradient(self._outputs(self._prepare(inputs)))
-        return probabilities_to_logits(outputs) if self._gives_probabilities else tf.cast(outputs, tf.float32)
+        if self._gives_probabilities:
+            return probabilities_to_logits(outputs, self._output_step)
+        return tf.cast(outputs, tf.float32)
 
     def _prepare(self, inputs: Any) -> Any:
         if (self._scale, self._offset) == (1.0, 0.0):

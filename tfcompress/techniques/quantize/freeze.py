@@ -1,7 +1,7 @@
 """Freezing for deployment: the last part of quantization-aware training sees exactly the numbers that will be shipped.
 
-Invariant: from the first step of its frozen part on, an activation range or a BatchNormalization statistic does not
-change. Left out: the kernels' ranges, which follow the kernels.
+Invariant: from the first step of its frozen part on, an activation range or a BatchNormalization layer does not change.
+    Left out: the kernels' ranges, which follow the kernels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from tfcompress.layers import FakeQuantize
 
 
 class FreezeRanges(keras.callbacks.Callback):
-    """Holds activation ranges and BatchNormalization statistics fixed for the last part of training.
+    """Holds activation ranges and BatchNormalization, statistics and weights, fixed for the last part of training.
 
     Args:
         model: The quantization-aware model (the student, when it trains inside a `Distiller`).
@@ -47,8 +47,13 @@ class FreezeRanges(keras.callbacks.Callback):
 
     @property
     def settled(self) -> bool:
-        """Whether everything that is to be frozen is; earlier epochs are no candidates for the best one."""
-        return all(layer in self._frozen for after, layers in self._parts if after < 1 for layer in layers)
+        """Whether all is frozen that will ever be; earlier epochs are no candidates for the best one."""
+        return all(layer in self._frozen for after, layers in self._parts if self._comes(after) for layer in layers)
+
+    def on_train_begin(self, logs=None):
+        # An optimizer that is built while layers are frozen would not know them in a later `fit`.
+        if not self.model.optimizer.built:
+            self.model.optimizer.build(self.model.trainable_variables)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Only here is it known which epoch a resumed training starts with.
@@ -58,7 +63,7 @@ class FreezeRanges(keras.callbacks.Callback):
         self._freeze_what_is_due(self._epoch_start)
 
     def on_train_batch_end(self, batch, logs=None):
-        self._freeze_what_is_due(self._epoch_start + batch + 1)
+        self._freeze_what_is_due(self._epoch_start + min(batch + 1, self.params["steps"]))
 
     def on_train_end(self, logs=None):
         if self._frozen:
@@ -71,13 +76,18 @@ class FreezeRanges(keras.callbacks.Callback):
             layer
             for after, layers in self._parts
             # A freeze after the last step would only cost a compilation.
-            if after * total <= step < total
+            if self._comes(after) and after * total <= step
             for layer in layers
             if layer not in self._frozen
         ]
         if due:
             self._frozen += due
             self._set_trainable(due, False)
+
+    def _comes(self, after: float) -> bool:
+        """Whether a step is begun in the frozen part: a freeze needs a batch end before the last execution."""
+        total = self.params["epochs"] * self.params["steps"]
+        return after * total <= total - self.model.steps_per_execution
 
     def _set_trainable(self, layers: list[keras.layers.Layer], value: bool) -> None:
         for layer in layers:

@@ -284,6 +284,9 @@ def _unsupported(traced: Trace) -> Iterator[str]:
             fused = _is_sum(traced.calls[before].operation) and only_follower(traced, before) is operation
             if not fused:
                 yield f"{operation.name}: a BatchNormalization that is not the only follower of a convolution"
+            elif isinstance(traced.calls[before].operation, layers.Dense):
+                # One scale for the whole kernel cannot absorb a factor for each output.
+                yield f"{operation.name}: a BatchNormalization after a dense layer"
         elif isinstance(operation, layers.Activation):
             if operation.activation not in SUPPORTED_ACTIVATIONS:
                 yield f"{operation.name}: activation {operation.activation.__name__!r}"

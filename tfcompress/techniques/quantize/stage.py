@@ -29,7 +29,7 @@ class Quantize(Technique):
         momentum: Share of the old range that a moving average keeps at each step, in [0, 1).
         calibration_samples: Training samples that the first ranges are read from, at least 1.
         freeze_after: Share of the training before the ranges are frozen, in [0, 1].
-        freeze_batch_norm_after: The same for BatchNormalization statistics; `None` is `freeze_after`.
+        freeze_batch_norm_after: The same for BatchNormalization, its statistics and weights; `None` is `freeze_after`.
     """
 
     weight_bits: int = 8
