@@ -19,8 +19,8 @@ import tensorflow as tf
 from tfcompress.errors import InvalidArgumentError
 
 
-class KernelMask:
-    """A mask on one variable, installed at construction.
+class KernelMask(keras.constraints.Constraint):
+    """A mask on one variable: the constraint that it is given at construction.
 
     Args:
         variable: A trainable Keras variable; a constraint that it has already is applied before the mask.
@@ -35,9 +35,9 @@ class KernelMask:
             # A variable, so that a compiled step sees every new mask.
             self._mask = tf.Variable(tf.ones(variable.shape, variable.dtype), trainable=False)
         self._installed = True
-        variable.constraint = self._constrain
+        variable.constraint = self
 
-    def _constrain(self, value: Any) -> Any:
+    def __call__(self, value: Any) -> Any:
         if self._own_constraint is not None:
             value = self._own_constraint(value)
         value = tf.convert_to_tensor(value)
@@ -56,7 +56,7 @@ class KernelMask:
     def remove(self) -> None:
         """Gives the variable the constraint back that it had, or steps aside where another mask came on top."""
         self._installed = False
-        if self.variable.constraint == self._constrain:
+        if self.variable.constraint is self:
             self.variable.constraint = self._own_constraint
 
 
