@@ -2,8 +2,8 @@
 
 The file adds each bias as an integer in units of `input scale * kernel scale`. A float bias between two of those units
 shifts the sums, and deep in a network the shifted sums round differently: of the logits of ResNet-8 on 500 CIFAR-10
-pictures, 54% were equal in both, and 97% once the biases were on the grid. Moved there, by at most half a unit, sums are
-the same integers in both.
+pictures, 54% were equal in both, and 97% once the biases were on the grid. Moved there, by at most half a unit, sums
+are the same integers in both.
 
 Invariant: only biases and BatchNormalization offsets change, each by at most half a unit. Left out: layers that are
 used at several places with inputs of different scales, which have no one grid.
