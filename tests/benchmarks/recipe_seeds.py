@@ -11,14 +11,13 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+from file_parity import parity
 
 import tfcompress as tfc
 from tfcompress.files import write_json
 from tfcompress.measure.accuracy import load_keras
 from tfcompress.pipeline.inputs import load_data
 from tfcompress.techniques.prune import prunable_layers
-
-PARITY_SAMPLES = 1000
 
 
 def figures(recipe, out):
@@ -55,22 +54,6 @@ def pruned_zeros(path, model):
             total += int(np.prod(kernel.shape))
             zeros += round(kernel.zeros * int(np.prod(kernel.shape)))
     return zeros / total
-
-
-def parity(model, path, data):
-    """Agreement of the file with its Keras model on test samples, in steps of the file's output."""
-    batches = data.batches("test", 250, limit=min(PARITY_SAMPLES, data.sizes["test"]))
-    x = np.concatenate([np.asarray(batch) for batch, _ in batches])
-    runner = tfc.TFLiteRunner(path)
-    ours, file = np.asarray(model.predict(x, verbose=0)), runner.predict(x)
-    step = runner.output_details["quantization_parameters"]["scales"][0]
-    steps = np.abs(np.round(file / step) - np.round(ours / step))
-    return {
-        "samples": len(x),
-        "equal": float(np.mean(steps == 0)),
-        "within_1": float(np.mean(steps <= 1)),
-        "top_1": float(np.mean(file.argmax(-1) == ours.argmax(-1))),
-    }
 
 
 def main():

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from file_parity import parity
 
 import tfcompress as tfc
 from tfcompress.files import write_json
@@ -53,20 +54,6 @@ def run(args, seed):
     }
     print(json.dumps(figures, indent=1), flush=True)
     return figures
-
-
-def parity(model, path, data):
-    """Agreement of the file with its Keras model on 1,000 test pictures."""
-    x = np.concatenate([np.asarray(batch) for batch, _ in data.batches("test", 250, limit=1000)])
-    runner = tfc.TFLiteRunner(path)
-    ours, file = np.asarray(model.predict(x, verbose=0)), runner.predict(x)
-    step = runner.output_details["quantization_parameters"]["scales"][0]
-    steps = np.abs(np.round(file / step) - np.round(ours / step))
-    return {
-        "equal": float(np.mean(steps == 0)),
-        "within_1": float(np.mean(steps <= 1)),
-        "top_1": float(np.mean(file.argmax(-1) == ours.argmax(-1))),
-    }
 
 
 def main():

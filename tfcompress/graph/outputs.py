@@ -10,11 +10,13 @@ import keras
 import numpy as np
 
 from tfcompress.errors import ModelError
-from tfcompress.graph.trace import require_functional, trace
+from tfcompress.graph.trace import has_graph, require_functional, trace
 from tfcompress.layers import FakeQuantize
 
 # Float32 distributions sum to 1 up to rounding.
 SUM_TOLERANCE = 1e-3
+# The smallest normal float32: its logarithm, -87, stands for a probability of zero.
+SMALLEST_PROBABILITY = float(np.finfo("float32").tiny)
 
 
 def gives_probabilities(model: keras.Model) -> bool:
@@ -33,7 +35,7 @@ def gives_probabilities(model: keras.Model) -> bool:
         >>> gives_probabilities(model)
         True
     """
-    if not hasattr(model, "operations") and not (isinstance(model, keras.Sequential) and model.built):
+    if not has_graph(model):
         return False
     model = require_functional(model)
     try:

@@ -66,6 +66,11 @@ class Trace:
         return tuple(at for at, call in enumerate(self.calls) if any(ref.call == index for ref in call.sources))
 
 
+def has_graph(model: keras.Model) -> bool:
+    """Whether a model is functional, or Sequential with a known input shape."""
+    return hasattr(model, "operations") or (isinstance(model, keras.Sequential) and model.built)
+
+
 def require_functional(model: keras.Model) -> keras.Model:
     """Returns `model`, or the functional form of a Sequential one over the same layers.
 

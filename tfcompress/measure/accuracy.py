@@ -20,7 +20,7 @@ import tensorflow as tf
 import tfcompress.layers  # noqa: F401  (registers the layers that a file may hold)
 from tfcompress.data import Dataset
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
-from tfcompress.graph.outputs import are_probabilities
+from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities
 from tfcompress.measure.tflite_runner import TFLiteRunner
 
 # What a float sum of probabilities may differ from 1.
@@ -35,7 +35,6 @@ _LOADING_ERRORS = (
     ImportError,
     zipfile.BadZipFile,
 )
-_SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +136,7 @@ class _Totals:
         # A zero among quantized probabilities stands for a value below half a step; taking it for that keeps the loss
         # finite.
         self.are_probabilities &= are_probabilities(outputs, step)
-        smallest = max(step / 2, _SMALLEST_PROBABILITY)
+        smallest = max(step / 2, SMALLEST_PROBABILITY)
         self.loss_of_probabilities -= float(np.log(np.maximum(own, smallest)).sum())
 
     def result(self) -> Evaluation:

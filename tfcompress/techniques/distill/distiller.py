@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.graph.outputs import gives_probabilities
+from tfcompress.graph.trace import has_graph
 from tfcompress.techniques.distill.losses import SoftTargets
 from tfcompress.techniques.distill.teacher import Teacher, probabilities_to_logits
 
@@ -104,7 +105,7 @@ class Distiller(keras.Model):
         loss = keras.losses.get(self.loss) if isinstance(self.loss, str) else self.loss
         # A loss by its name, or as a function, has the default of `from_logits`, which is to take probabilities.
         from_logits = getattr(loss, "from_logits", False if loss in _LOSSES_OF_PROBABILITIES else None)
-        if from_logits is not None and _has_graph(self.student) and from_logits == self._student_gives_probabilities:
+        if from_logits is not None and has_graph(self.student) and from_logits == self._student_gives_probabilities:
             gives = "probabilities" if self._student_gives_probabilities else "logits"
             raise InvalidArgumentError(
                 "loss", f"a loss with from_logits={not from_logits}, since the student gives {gives}", self.loss
@@ -203,10 +204,6 @@ def _in_scope(teacher: Any) -> Teacher:
         copy.set_weights(teacher.source.get_weights())
         teacher = teacher.with_source(copy)
     return teacher
-
-
-def _has_graph(model: keras.Model) -> bool:
-    return hasattr(model, "operations") or (isinstance(model, keras.Sequential) and model.built)
 
 
 def _first_inputs(x: Any) -> Any:

@@ -16,12 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.outputs import are_probabilities, gives_probabilities, output_step
+from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities, gives_probabilities, output_step
 from tfcompress.measure.accuracy import load_keras
 from tfcompress.measure.tflite_runner import TFLiteRunner
-
-# The smallest normal float32: its logarithm, -87, stands for a probability of zero.
-SMALLEST_PROBABILITY = float(np.finfo("float32").tiny)
 
 
 def probabilities_to_logits(probabilities: Any, step: float = 0.0) -> Any:
