@@ -1,9 +1,9 @@
 """What calls what in a Keras model: every use of a layer or operation, in the order in which they run, nested models
 opened.
 
-Invariant: tracing goes through `keras.models.clone_model`, Keras's public way to walk a graph, and leaves the model as
-it was; replaying a trace with its own operations gives the same function. Left out: what a layer does inside its own
-`call`, and subclassed models, which have no graph.
+Invariant: tracing goes through `keras.models.clone_model`, Keras's public way to walk a graph, makes no weights, and
+leaves the model as it was; replaying a trace with its own operations gives the same function. Left out: what a layer
+does inside its own `call`, and subclassed models, which have no graph.
 """
 
 from __future__ import annotations
@@ -89,14 +89,16 @@ def require_functional(model: keras.Model) -> keras.Model:
     return model
 
 
-def trace(model: keras.Model) -> Trace:
+def trace(model: keras.Model, *, allow_equal_names: bool = False) -> Trace:
     """Lists the calls of a functional or Sequential model.
 
     Args:
         model: A built model with a static graph.
+        allow_equal_names: Whether two layers, of nested models, may have one name. Whoever knows layers by their names
+            does not allow it.
 
     Raises:
-        ModelError: If the model has no graph.
+        ModelError: If the model has no graph, or two of its layers have one name.
 
     Example:
         >>> inputs = keras.Input((4,), name="x")
@@ -122,7 +124,8 @@ def trace(model: keras.Model) -> Trace:
             lambda leaf: refs[id(leaf)] if isinstance(leaf, keras.KerasTensor) else leaf, (args, kwargs)
         )
         if isinstance(original, keras.Model):
-            note(result, _splice(trace(original), Call(original, *arguments).sources, calls))
+            inner = trace(original, allow_equal_names=True)
+            note(result, splice(inner, Call(original, *arguments).sources, calls))
         else:
             calls.append(Call(original, *arguments))
             note(result, [Ref(len(calls) - 1, at) for at in range(len(keras.tree.flatten(result)))])
@@ -137,7 +140,10 @@ def trace(model: keras.Model) -> Trace:
         note(tensors[-1], [Ref(len(calls) - 1)])
     try:
         clone = keras.models.clone_model(
-            model, call_function=on_call, input_tensors=keras.tree.pack_sequence_as(model.input, tensors)
+            model,
+            call_function=on_call,
+            clone_function=_StandIn,
+            input_tensors=keras.tree.pack_sequence_as(model.input, tensors),
         )
     except ModelError:
         raise
@@ -146,14 +152,15 @@ def trace(model: keras.Model) -> Trace:
             f"The graph of model {model.name!r} cannot be read, since Keras cannot copy one of its layers. Give it a "
             f"`get_config` of plain values and registered functions. {error}"
         ) from error
-    _refuse_equal_names(model, calls)
+    if not allow_equal_names:
+        _refuse_equal_names(model, calls)
     inputs, outputs = (
         keras.tree.map_structure(lambda tensor: refs[id(tensor)], side) for side in (clone.input, clone.output)
     )
     return Trace(model.name, tuple(calls), inputs, outputs)
 
 
-def _splice(inner: Trace, sources: Sequence[Ref], calls: list[Call]) -> list[Ref]:
+def splice(inner: Trace, sources: Sequence[Ref], calls: list[Call]) -> list[Ref]:
     """Appends the calls of a nested model to `calls` and returns where its outputs are."""
     inner_inputs, inner_outputs = keras.tree.flatten(inner.inputs), keras.tree.flatten(inner.outputs)
     moved: dict[Ref, Ref] = dict(zip(inner_inputs, sources, strict=True))
@@ -175,7 +182,10 @@ def replay(
     traced: Trace,
     call_function: Callable[[int, Call, tuple, dict], Any],
     on_input: Callable[[int, Any], Any] | None = None,
-) -> keras.Model:
+    *,
+    new_input: Callable[[Any], Any] | None = None,
+    new_model: Callable[..., Any] = keras.Model,
+) -> Any:
     """Builds a functional model by going through the calls again.
 
     Args:
@@ -183,6 +193,8 @@ def replay(
         call_function: `(index, call, args, kwargs) -> result`, with real tensors in `args` and `kwargs`; it may call
             `call.operation`, another layer, or several.
         on_input: `(index, tensor) -> tensor` for what follows each input, such as a rescaling.
+        new_input: Makes the tensor for an input layer; by default a `keras.Input` of its shape, dtype and name.
+        new_model: Makes the model, `(inputs, outputs, name=...)`; by default a `keras.Model`.
 
     Returns:
         A new functional model of the same name, with the same inputs.
@@ -196,17 +208,31 @@ def replay(
 
     for index, call in enumerate(traced.calls):
         if Ref(index) in input_refs:
-            tensor = _new_input(call.operation)
+            tensor = (new_input or _new_input)(call.operation)
             inputs[Ref(index)] = tensor
             results.append([tensor if on_input is None else on_input(index, tensor)])
         else:
             args, kwargs = keras.tree.map_structure(real, (call.args, dict(call.kwargs)))
             results.append(keras.tree.flatten(call_function(index, call, args, kwargs)))
-    return keras.Model(
+    return new_model(
         keras.tree.map_structure(inputs.__getitem__, traced.inputs),
         keras.tree.map_structure(real, traced.outputs),
         name=traced.name,
     )
+
+
+class _StandIn(keras.Operation):
+    """Takes the place of a layer while its graph is walked, so that no weights are made."""
+
+    def __init__(self, layer: keras.layers.Layer):
+        super().__init__(name=layer.name)
+        self._layer = layer
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        return self._layer.compute_output_spec(*args, **kwargs)
 
 
 def _refuse_equal_names(model: keras.Model, calls: Sequence[Call]) -> None:
@@ -216,7 +242,8 @@ def _refuse_equal_names(model: keras.Model, calls: Sequence[Call]) -> None:
         if by_name.setdefault(call.operation.name, call.operation) is not call.operation:
             raise ModelError(
                 f"The layers of a model and of the models in it must have names of their own. Received: two layers "
-                f"{call.operation.name!r} in model {model.name!r}. Give one of them another `name`."
+                f"{call.operation.name!r} in model {model.name!r}. Give one of them another `name`, or use "
+                "`tfcompress.load(model)`, which opens nested models and names their layers apart."
             )
 
 

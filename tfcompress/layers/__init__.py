@@ -1,9 +1,10 @@
-"""The only Keras layers of our own: those that round as the exported integers do. Importing them lets Keras load them.
+"""The only Keras layers and activations of our own. Importing them lets Keras load a file that holds them.
 
 Invariant: a model of plain Keras layers and these is read back by `keras.saving.load_model` in safe mode. Left out:
 where they go in a network (`techniques/quantize`).
 """
 
+from tfcompress.layers.activations import legacy_hard_sigmoid
 from tfcompress.layers.fake_quantize import SMALLEST_RANGE, FakeQuantize, fake_quantize_kernel
 from tfcompress.layers.quantized import (
     QUANTIZED_LAYERS,
@@ -20,4 +21,5 @@ __all__ = [
     "QuantizedDense",
     "QuantizedDepthwiseConv2D",
     "fake_quantize_kernel",
+    "legacy_hard_sigmoid",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import keras
 
 from tfcompress.errors import ModelError
+from tfcompress.graph.copy_layer import copy_layer
 from tfcompress.graph.trace import trace
 
 # Layers of other policies (integers, quantized weights) keep theirs.
@@ -38,10 +39,9 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
     last = _output_layers(model) if has_graph else set()
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        if layer.dtype_policy.name in FLOAT_POLICIES:
-            config["dtype"] = "float32" if id(layer) in last else precision
-        return type(layer).from_config(config)
+        if layer.dtype_policy.name not in FLOAT_POLICIES:
+            return copy_layer(layer)
+        return copy_layer(layer, dtype="float32" if id(layer) in last else precision)
 
     try:
         if has_graph:

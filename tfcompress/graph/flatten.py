@@ -1,0 +1,70 @@
+"""One graph out of many: nested models opened, every layer with a name of its own.
+
+Invariant: the flat model computes the same function with equal weights; the model it was made of is not changed. Left
+out: subclassed models, which have no graph (`functional.py`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from tfcompress.graph.copy_layer import copy_layer
+from tfcompress.graph.trace import Trace, replay, trace
+
+
+def unique_names(traced: Trace) -> dict[int, str]:
+    """A name for each layer and operation, by its identity: its own, or with a number where another one has it.
+
+    The same model always gives the same names.
+    """
+    names: dict[int, str] = {}
+    taken: set[str] = set()
+    for call in traced.calls:
+        if id(call.operation) in names:
+            continue
+        own = name = call.operation.name
+        number = 1
+        while name in taken:
+            name, number = f"{own}_{number}", number + 1
+        taken.add(name)
+        names[id(call.operation)] = name
+    return names
+
+
+def flatten(model: keras.Model) -> keras.Model:
+    """A copy of a model with nested models opened and layers of equal names told apart by a number.
+
+    Args:
+        model: A functional or Sequential model, built.
+
+    Returns:
+        A new functional model with copies of the layers and their weights.
+
+    Raises:
+        ModelError: If the model has no graph.
+
+    Example:
+        >>> inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="dense")])
+        >>> model = keras.Sequential([keras.Input((2,)), inner, keras.layers.Dense(2, name="dense")])
+        >>> [layer.name for layer in flatten(model).layers[1:]]
+        ['dense', 'dense_1']
+    """
+    traced = trace(model, allow_equal_names=True)
+    names = unique_names(traced)
+    copies: dict[int, Any] = {}
+
+    def call_copy(index: int, call: Any, args: tuple, kwargs: dict) -> Any:
+        operation = call.operation
+        if not isinstance(operation, keras.layers.Layer):
+            return operation(*args, **kwargs)
+        first_use = id(operation) not in copies
+        if first_use:
+            copies[id(operation)] = copy_layer(operation, name=names[id(operation)])
+        result = copies[id(operation)](*args, **kwargs)
+        if first_use:
+            copies[id(operation)].set_weights(operation.get_weights())
+        return result
+
+    return replay(traced, call_copy)
