@@ -51,7 +51,7 @@ def test_help_of_a_command_names_its_flags(name, capsys):
         (["run", "a", "--oot", "x"], 2, "Unknown command line flag 'oot'. Did you mean: out"),
         (["run", "gone.yaml"], 1, "Cannot read the recipe 'gone.yaml'"),
         (["inspect", "gone.tflite"], 1, "No model file at 'gone.tflite'"),
-        (["inspect", "a.txt"], 1, "must end in .keras, .h5 or .tflite"),
+        (["inspect", "a.txt"], 1, "No model file at 'a.txt'"),
         (["export", "a.keras", "b.tflite", "--mode", "int3"], 2, "flag --mode=int3"),
         (["evaluate", "a.keras"], 2, "evaluate needs --data NAME"),
         (["evaluate", "a.keras", "--data", "digits", "--input_range", "1"], 2, "--input_range must be LOW,HIGH"),

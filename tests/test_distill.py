@@ -208,9 +208,9 @@ def test_missing_unreadable_and_broken_teachers(tmp_path):
     with pytest.raises(ModelError, match="No teacher file"):
         Teacher(tmp_path / "none.keras")
     (tmp_path / "text.keras").write_text("not a model")
-    with pytest.raises(ModelError, match="Keras cannot read"):
+    with pytest.raises(ModelError, match="No model can be read from .*text.keras"):
         Teacher(tmp_path / "text.keras")
-    with pytest.raises(ModelError, match=r"must end in .keras, .h5 or .tflite"):
+    with pytest.raises(ModelError, match="it is a folder without a model in it"):
         Teacher(tmp_path)
     distiller = Distiller(tiny_mlp(), lambda x: tf.fill((tf.shape(x)[0], 4), np.nan))
     distiller.compile("adam", cross_entropy())

@@ -108,12 +108,12 @@ def test_broken_missing_and_unknown_files(data, tmp_path):
             evaluate(tmp_path / name, data)
     for name in ("broken.keras", "broken.h5"):
         (tmp_path / name).write_bytes(b"junk")
-        with pytest.raises(ModelError, match=f"Keras cannot read .*{name}"):
+        with pytest.raises(ModelError, match=f"No model can be read from .*{name}.: it is a text file"):
             evaluate(tmp_path / name, data)
     (tmp_path / "broken.tflite").write_bytes(b"junk")
     with pytest.raises(ModelError, match="LiteRT cannot load .*broken.tflite"):
         evaluate(tmp_path / "broken.tflite", data)
-    with pytest.raises(ModelError, match="must end in .tflite, .keras or .h5. Received: 'model.onnx'"):
+    with pytest.raises(ModelError, match="No model file at 'model.onnx'"):
         evaluate("model.onnx", data)
 
 
@@ -121,7 +121,7 @@ def test_stored_code_is_not_run(data, tmp_path):
     inputs = keras.Input((8, 8, 1))
     outputs = keras.layers.Lambda(lambda x: keras.ops.mean(x, axis=(1, 2)))(inputs)
     keras.Model(inputs, outputs).save(tmp_path / "lambda.keras")
-    with pytest.raises(ModelError, match="Keras cannot read .*lambda.keras"):
+    with pytest.raises(ModelError, match="lambda.keras' is not loaded: it has a Lambda layer"):
         evaluate(tmp_path / "lambda.keras", data)
 
 

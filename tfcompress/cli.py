@@ -142,8 +142,8 @@ def _inspect(arguments: Sequence[str], values: flags.FlagValues) -> None:
 def _export(arguments: Sequence[str], values: flags.FlagValues) -> None:
     input_range = _input_range(values)
     with _quiet_start():
-        from tfcompress.measure.accuracy import load_keras
-    model = load_keras(arguments[0])
+        load = tfc.load
+    model = load(arguments[0])
     data = _load_data(values, input_range) if values.data else None
     result = tfc.export_tflite(
         model,

@@ -71,7 +71,8 @@ def main():
     print(f"{options.model} at {options.size}x{options.size}: {size / 1e6:.1f} MB of weights")
     print(", ".join(f"{name} {value:.1f} s" for name, value in seconds.items()), f"= {sum(seconds.values()):.1f} s")
     print(f"peak memory above the start: {memory.peak / 1e6:.0f} MB = {memory.peak / size:.2f} times the weights")
-    print(f"largest relative difference after both crossings: {np.abs(expected - actual).max() / np.abs(expected).max():.1e}")
+    difference = np.abs(expected - actual).max() / np.abs(expected).max()
+    print(f"largest relative difference after both crossings: {difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import numpy as np
 from file_parity import parity
 
 import tfcompress as tfc
+from tfcompress.bridge.load import load
 from tfcompress.files import write_json
-from tfcompress.measure.accuracy import load_keras
 from tfcompress.pipeline.inputs import load_data
 from tfcompress.techniques.prune import prunable_layers
 
@@ -24,7 +24,7 @@ def figures(recipe, out):
     result = tfc.run(recipe, out, progress=True)
     rows = {row.stage: row for row in result.rows}
     last, teacher = rows["export-int8"], rows["teacher"]
-    model = load_keras(sorted((out / "stages").glob("*quantize"))[0] / "model.keras")
+    model = load(sorted((out / "stages").glob("*quantize"))[0] / "model.keras")
     return {
         "seed": recipe.seed,
         "teacher_accuracy": teacher.accuracy,

@@ -70,7 +70,7 @@ def fails(folder, tmp_path, monkeypatch, capsys):
         (["teacher=null", f"stages=[{PRUNE}]", "stages.0.teach={}"], "`stages.0.prune` learns from a teacher"),
         (["teacher={file: ten.tflite}", "student=null"], "`student` is missing; a .tflite teacher can teach, but"),
         (["teacher={file: gone.keras}"], "`teacher.file` cannot be read. No teacher file at 'gone.keras'"),
-        (["teacher={file: broken.keras}"], "`teacher.file` cannot be read. Keras cannot read 'broken.keras'"),
+        (["teacher={file: broken.keras}"], "`teacher.file` cannot be read. No model can be read from 'broken.keras'"),
         (["teacher={file: ten.keras, train: {epochs: 1}}"], "`teacher.train` must be left out"),
         (["teacher={file: four.keras}"], "`teacher.file` must be a model from one input (None, 8, 8, 1) to one output "
          "(None, 10), as the data has them. Received: a model from [(None, 8, 8, 1)] to [(None, 4)]"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import tfcompress.layers  # noqa: F401  (registers the layers that a file may hold)
+from tfcompress.bridge.load import load
 from tfcompress.data import Dataset
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities
 from tfcompress.measure.tflite_runner import TFLiteRunner
-
-# What a float sum of probabilities may differ from 1.
-# Keras lets through what zipfile, h5py, JSON and the layers raise on a broken file.
-_LOADING_ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OSError,
-    RuntimeError,
-    ImportError,
-    zipfile.BadZipFile,
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +49,8 @@ def evaluate(
     """Measures a classifier on one split.
 
     Args:
-        model_or_path: A Keras model, or the path of a `.tflite`, `.keras` or `.h5` file; outputs `(batch, classes)`,
-            logits or probabilities.
+        model_or_path: A Keras model, or the path of a `.tflite` file, or of any Keras model that `load` reads; outputs
+            `(batch, classes)`, logits or probabilities.
         data: A `Dataset`, or a `tf.data.Dataset` of batches `(x, y)` with whole-number labels `y` of shape `(batch,)`.
         split: Which part of a `Dataset`: "train", "validation" or "test".
         batch_size: Samples at a time of a `Dataset`.
@@ -91,29 +77,6 @@ def evaluate(
     for x, y in _batches(data, split, batch_size, limit):
         totals.add(*predict(x), y)
     return totals.result()
-
-
-def load_keras(path: str | os.PathLike) -> keras.Model:
-    """Reads a `.keras` or `.h5` file without running code that is stored in it.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The model, not compiled.
-
-    Raises:
-        ModelError: If the file is missing or Keras cannot read it.
-    """
-    if not Path(path).is_file():
-        raise ModelError(f"No model file at {os.fspath(path)!r}.")
-    try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except _LOADING_ERRORS as error:
-        raise ModelError(
-            f"Keras cannot read {os.fspath(path)!r}: {error} If the file has layers of your own, import the "
-            "module that registers them first; if it was written by Keras 2, read it with tf_keras."
-        ) from error
 
 
 class _Totals:
@@ -169,11 +132,8 @@ def _predictor(model_or_path: keras.Model | str | os.PathLike) -> Callable[[np.n
         return _keras_predictor(model_or_path)
     if not isinstance(model_or_path, (str, os.PathLike)):
         raise InvalidArgumentError("model_or_path", "a Keras model or the path of a model file", model_or_path)
-    suffix = Path(model_or_path).suffix.lower()
-    if suffix in (".keras", ".h5"):
-        return _keras_predictor(load_keras(model_or_path))
-    if suffix != ".tflite":
-        raise ModelError(f"A model file must end in .tflite, .keras or .h5. Received: {os.fspath(model_or_path)!r}.")
+    if Path(model_or_path).suffix.lower() != ".tflite":
+        return _keras_predictor(load(model_or_path))
     runner = TFLiteRunner(model_or_path, num_threads=os.cpu_count() or 1)
     if len(runner.outputs) != 1:
         raise ModelError(f"A classifier must have one output. Received: {len(runner.outputs)} in {model_or_path!r}.")

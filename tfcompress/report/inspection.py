@@ -19,10 +19,10 @@ import keras
 from rich.console import Console
 from rich.table import Table
 
+from tfcompress.bridge.load import load
 from tfcompress.errors import ModelError
 from tfcompress.export import audit, flatbuffer
 from tfcompress.graph.macs import layer_macs
-from tfcompress.measure.accuracy import load_keras
 from tfcompress.measure.size import file_size, layer_sparsity, num_nonzero, num_params
 
 _TEXT_WIDTH = 120  # columns of a table that is not printed on a terminal
@@ -112,7 +112,7 @@ def inspect(model_or_path: keras.Model | str | os.PathLike) -> Inspection:
     """Lists the layers of a model with their parameters, sparsity, multiply-adds and bytes.
 
     Args:
-        model_or_path: A built Keras model, or the path of a `.keras`, `.h5` or `.tflite` file.
+        model_or_path: A built Keras model, or the path of a `.tflite` file, or of any Keras model that `load` reads.
 
     Returns:
         One row for each layer (of nested models too) or operation, and totals.
@@ -130,10 +130,10 @@ def inspect(model_or_path: keras.Model | str | os.PathLike) -> Inspection:
     path = Path(model_or_path)
     if path.suffix == ".tflite":
         inspection = _inspect_tflite(path)
-    elif path.suffix in (".keras", ".h5"):
-        inspection = _inspect_keras(load_keras(path), str(path))
     else:
-        raise ModelError(f"A model file must end in .keras, .h5 or .tflite. Received: {str(path)!r}.")
+        inspection = _inspect_keras(load(path), str(path))
+        if path.is_dir():
+            return inspection
     size = file_size(path)
     return dataclasses.replace(inspection, file_bytes=size.file_bytes, gzip_bytes=size.gzip_bytes)
 

@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.graph.outputs import gives_probabilities
+from tfcompress.graph.outputs import are_probabilities, gives_probabilities
 from tfcompress.graph.trace import has_graph
 from tfcompress.techniques.distill.losses import SoftTargets
 from tfcompress.techniques.distill.teacher import Teacher, probabilities_to_logits
@@ -117,7 +117,12 @@ class Distiller(keras.Model):
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; the teacher is looked at before the first step."""
-        self.teacher.find_out_outputs(_first_inputs(x))
+        inputs = _first_inputs(x)
+        self.teacher.find_out_outputs(inputs)
+        if not has_graph(self.student):
+            # Without a graph, only outputs tell what they are.
+            outputs = self.student(inputs, training=False)
+            self._student_gives_probabilities = are_probabilities(keras.ops.convert_to_numpy(outputs))
         return super().fit(x, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict:
@@ -184,7 +189,7 @@ class Distiller(keras.Model):
 
     def _check_classes(self) -> None:
         expected = self.teacher.num_classes
-        received = keras.tree.flatten(self.student.output_shape)[-1] if self.student.built else None
+        received = keras.tree.flatten(self.student.output_shape)[-1] if has_graph(self.student) else None
         if None not in (expected, received) and expected != received:
             raise InvalidArgumentError("student", f"a model of {expected} classes, as its teacher is", received)
 

@@ -15,9 +15,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.bridge.load import load
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities, gives_probabilities, output_step
-from tfcompress.measure.accuracy import load_keras
+from tfcompress.graph.trace import has_graph
 from tfcompress.measure.tflite_runner import TFLiteRunner
 
 
@@ -35,8 +36,8 @@ class Teacher:
     """A source of logits.
 
     Args:
-        source: A Keras model, the path of a `.keras`, `.h5` or `.tflite` file, or a callable from a batch of inputs to
-            outputs of shape `(batch, classes)`.
+        source: A Keras model, the path of a `.tflite` file or of a Keras model that `load` reads, or a callable from a
+            batch of inputs to outputs of shape `(batch, classes)`.
         input_range: The range of pixel values that the source wants, if it is not that of the data.
         data_range: The range of pixel values in the data; needed with `input_range`.
 
@@ -88,7 +89,7 @@ class Teacher:
     def num_classes(self) -> int | None:
         """Size of the last output axis, where it is known without a call."""
         if isinstance(self.source, keras.Model):
-            return keras.tree.flatten(self.source.output_shape)[-1] if self.source.built else None
+            return keras.tree.flatten(self.source.output_shape)[-1] if has_graph(self.source) else None
         if isinstance(self.source, TFLiteRunner):
             return int(self.source.output_details["shape"][-1])
         return None
@@ -147,6 +148,4 @@ def _read(path: Path) -> Any:
         raise ModelError(f"No teacher file at {str(path)!r}.")
     if path.suffix == ".tflite":
         return TFLiteRunner(path, num_threads=2)
-    if path.suffix in (".keras", ".h5"):
-        return load_keras(path)
-    raise ModelError(f"A teacher file must end in .keras, .h5 or .tflite. Received: {str(path)!r}.")
+    return load(path)
