@@ -23,7 +23,7 @@ from tfcompress.bridge.recognize import Kind, recognize
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.functional import as_functional
-from tfcompress.graph.trace import require_functional
+from tfcompress.graph.trace import has_graph, require_functional
 
 
 def load(
@@ -115,13 +115,21 @@ def _read(source: Any, into: Any, consent: Consent, input_shape: Any, notes: lis
     if not found.kind.is_weights:
         if into is not None:
             raise InvalidArgumentError("into", f"None, since {str(found.path)!r} is a whole model", into)
-        return read_model(found, consent, notes)
+        return _with_single_input(read_model(found, consent, notes))
     if into is None:
         raise ModelError(
             f"{str(found.path)!r} holds weights without a model ({found.kind.value}). Build the model in code, and "
             "pass it: `load(path, into=model)`."
         )
     return read_weights(found, into, input_shape, notes)
+
+
+def _with_single_input(model: Any) -> Any:
+    """The model with its only input as such, not in a list, as `.h5` files have it: Keras warns at each call else."""
+    given = getattr(model, "input", None) if isinstance(model, keras.Model) and has_graph(model) else None
+    if isinstance(given, list | tuple) and len(given) == 1:
+        return keras.Model(given[0], model.output, name=model.name)
+    return model
 
 
 def is_tf_keras(source: Any) -> bool:
@@ -139,7 +147,7 @@ def _cross(model: Any, input_shape: Any, notes: list[str]) -> keras.Model:
     if functional is not model:
         notes.append(f"The `call` of the tf_keras model {model.name!r} was traced into a graph of its layers.")
     notes.append(f"The tf_keras model {model.name!r} was converted to Keras 3; both give the same outputs.")
-    return from_tf_keras(functional)
+    return _with_single_input(from_tf_keras(functional))
 
 
 def _as_plain(model: keras.Model, input_shape: Any, notes: list[str]) -> keras.Model:

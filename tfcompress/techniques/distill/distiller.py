@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfcompress.errors import InvalidArgumentError
+from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.outputs import are_probabilities, gives_probabilities
 from tfcompress.graph.trace import has_graph
 from tfcompress.techniques.distill.losses import SoftTargets
@@ -188,6 +188,11 @@ class Distiller(keras.Model):
         raise NotImplementedError("A Distiller is a way to train. Save `distiller.student`, or call `distiller.save`.")
 
     def _check_classes(self) -> None:
+        if has_graph(self.student) and not isinstance(self.student.output_shape, tuple):
+            raise ModelError(
+                f"A student must give one tensor. Received: {self.student.name!r} with outputs of shapes "
+                f"{self.student.output_shape}. Distill a model with the one output that its teacher has."
+            )
         expected = self.teacher.num_classes
         received = keras.tree.flatten(self.student.output_shape)[-1] if has_graph(self.student) else None
         if None not in (expected, received) and expected != received:
@@ -218,6 +223,6 @@ def _first_inputs(x: Any) -> Any:
         return batch[0] if isinstance(batch, tuple) else batch
     if isinstance(x, keras.utils.PyDataset):
         return x[0][0]
-    if hasattr(x, "__getitem__"):
-        return keras.ops.convert_to_tensor(x[:8])
-    raise InvalidArgumentError("x", "an array, a tensor, a tf.data.Dataset or a keras.utils.PyDataset", type(x))
+    if all(hasattr(array, "__getitem__") for array in keras.tree.flatten(x)):
+        return keras.tree.map_structure(lambda array: keras.ops.convert_to_tensor(array[:8]), x)
+    raise InvalidArgumentError("x", "arrays, tensors, a tf.data.Dataset or a keras.utils.PyDataset", type(x))
