@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import CLOSE, blob_dataset, blobs, cross_entropy, numpy_log_softmax, tiny_cnn, tiny_mlp
+from keras import layers
 
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.techniques.distill import Distiller, LogitMatching, SoftCrossEntropy, SoftTargets, Teacher
@@ -245,3 +246,32 @@ def test_an_int8_teacher_gives_probabilities_whatever_its_first_batch():
         logits = teacher.logits(x).numpy()
         # A rounded zero is half a step of 1/256.
         assert logits.min() >= np.log(0.5 / 256) - 1e-5 and logits.max() <= 0
+
+
+def two_inputs(name="two"):
+    left, right = keras.Input((4,), name="left"), keras.Input((3,), name="right")
+    return keras.Model({"left": left, "right": right}, layers.Dense(4)(layers.Concatenate()([left, right])), name=name)
+
+
+def test_a_model_with_several_inputs_is_distilled():
+    rng = np.random.default_rng(0)
+    x = {"left": rng.normal(size=(16, 4)).astype("float32"), "right": rng.normal(size=(16, 3)).astype("float32")}
+    teacher, student = two_inputs("teacher"), two_inputs("student")
+    distiller = Distiller(student, teacher, losses=[SoftTargets(temperature=2.0, weight=1.0)])
+    distiller.compile("adam", cross_entropy())
+    before = divergence(teacher, student, x)
+    distiller.optimizer.learning_rate = 0.05
+    distiller.fit(x, np.zeros(16, "int32"), epochs=20, verbose=0)
+    assert divergence(teacher, student, x) < 0.5 * before
+
+
+def divergence(teacher, student, x):
+    p, q = (numpy_log_softmax(model.predict(x, verbose=0)) for model in (teacher, student))
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+def test_a_student_of_several_outputs_is_refused():
+    inputs = keras.Input((4,))
+    student = keras.Model(inputs, [layers.Dense(4)(inputs), layers.Dense(4)(inputs)])
+    with pytest.raises(ModelError, match="must give one tensor"):
+        Distiller(student, tiny_mlp(inputs=4))

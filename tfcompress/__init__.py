@@ -23,6 +23,9 @@ from tfcompress.errors import (
 )
 
 if TYPE_CHECKING:
+    from tfcompress.bridge.from_tf_keras import from_tf_keras
+    from tfcompress.bridge.load import load
+    from tfcompress.bridge.to_tf_keras import to_tf_keras
     from tfcompress.data import Augmentation, Dataset, from_arrays, from_folder, load_dataset
     from tfcompress.export import ExportResult, audit_tflite, export_tflite, slim_tflite
     from tfcompress.graph.macs import count_macs
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
     from tfcompress.techniques.masks import HoldMasks
     from tfcompress.techniques.prune import MagnitudePruning
     from tfcompress.techniques.quantize import FreezeRanges, quantize_aware, round_biases
+    from tfcompress.techniques.tfmot.cluster import tfmot_cluster
+    from tfcompress.techniques.tfmot.prune import tfmot_prune
+    from tfcompress.techniques.tfmot.quantize import tfmot_quantize
     from tfcompress.train_settings import TrainSettings
     from tfcompress.training.fit import fit
 
@@ -68,7 +74,9 @@ _HOMES = {
     "fit": "tfcompress.training.fit",
     "from_arrays": "tfcompress.data",
     "from_folder": "tfcompress.data",
+    "from_tf_keras": "tfcompress.bridge.from_tf_keras",
     "inspect": "tfcompress.report.inspection",
+    "load": "tfcompress.bridge.load",
     "load_dataset": "tfcompress.data",
     "load_recipe": "tfcompress.recipe",
     "measure_latency": "tfcompress.measure.latency",
@@ -78,6 +86,10 @@ _HOMES = {
     "round_biases": "tfcompress.techniques.quantize",
     "run": "tfcompress.pipeline",
     "slim_tflite": "tfcompress.export",
+    "tfmot_cluster": "tfcompress.techniques.tfmot.cluster",
+    "tfmot_prune": "tfcompress.techniques.tfmot.prune",
+    "tfmot_quantize": "tfcompress.techniques.tfmot.quantize",
+    "to_tf_keras": "tfcompress.bridge.to_tf_keras",
     "write_report": "tfcompress.report",
 }
 _WITHOUT_KERAS = ("tfcompress.recipe", "tfcompress.train_settings")
@@ -113,7 +125,9 @@ __all__ = [
     "fit",
     "from_arrays",
     "from_folder",
+    "from_tf_keras",
     "inspect",
+    "load",
     "load_dataset",
     "load_recipe",
     "measure_latency",
@@ -123,6 +137,10 @@ __all__ = [
     "round_biases",
     "run",
     "slim_tflite",
+    "tfmot_cluster",
+    "tfmot_prune",
+    "tfmot_quantize",
+    "to_tf_keras",
     "write_report",
 ]
 

@@ -10,6 +10,7 @@ from helpers import CLOSE, blob_dataset, blobs, numpy_log_softmax, tiny_mlp
 from keras import layers
 
 import tfcompress as tfc
+from tfcompress.errors import RecipeError
 from tfcompress.measure.metrics import Metrics
 from tfcompress.pipeline import execute
 from tfcompress.recipe import TECHNIQUES, parse_recipe
@@ -21,8 +22,20 @@ ARGUMENTS = {
     "distill": "{weight: 1.0, train: {epochs: 8, learning_rate: 2.0e-2}}",
     "prune": "{schedule: {polynomial_decay: {final_sparsity: 0.5}}, ranking: layer}",
     "quantize": "{train: {epochs: 3, learning_rate: 1.0e-3}}",
+    "tfmot_cluster": "{number_of_clusters: 8}",
+    "tfmot_prune": "{schedule: {polynomial_decay: {final_sparsity: 0.5}}}",
+    "tfmot_quantize": "{train: {epochs: 3, learning_rate: 1.0e-3}}",
 }
-PAIRS = list(itertools.permutations(ARGUMENTS, 2))
+# The first would be undone by the second, or cannot be carried to tf_keras: refused before any training.
+REFUSED = {
+    *(("tfmot_cluster", later) for later in ARGUMENTS if later != "tfmot_cluster"),
+    *itertools.product(("quantize", "tfmot_quantize"), ("tfmot_cluster", "tfmot_prune")),
+    *itertools.permutations(("quantize", "tfmot_quantize")),
+}
+PAIRS = [pair for pair in itertools.permutations(ARGUMENTS, 2) if pair not in REFUSED]
+# A pair with TFMOT costs seconds; these stand for the others, which are slow.
+BRIDGED = {("tfmot_prune", "quantize"), ("tfmot_prune", "tfmot_quantize")}
+FAST = [pair for pair in PAIRS if pair in BRIDGED or not any(name.startswith("tfmot") for name in pair)]
 
 
 def nested():
@@ -117,6 +130,11 @@ def pruned_kernels(start, model):
     return [keras.ops.convert_to_numpy(flat[name].kernel) for name in names]
 
 
+def kernels(model):
+    layers_with_one = (layer for layer in model._flatten_layers(include_self=False) if hasattr(layer, "kernel"))
+    return {layer.name: keras.ops.convert_to_numpy(layer.kernel) for layer in layers_with_one}
+
+
 def divergence(teacher, model, x):
     """Mean Kullback-Leibler divergence of a model's classes from its teacher's, in nats."""
     p, outputs = numpy_log_softmax(teacher.predict(x, verbose=0)), model.predict(x, verbose=0)
@@ -136,7 +154,14 @@ def check_claim(technique, number, start, result):
         for first, second in zip(then, now, strict=True):
             assert np.mean(first == 0) == 0.5
             np.testing.assert_array_equal(second[first == 0], 0)
-    elif technique == "quantize":
+    elif technique == "tfmot_prune":
+        then, now = (kernels(model) for model in (stage_model(result, number, technique), result.model))
+        for name, first in then.items():
+            assert np.mean(first == 0) == 0.5
+            np.testing.assert_array_equal(now[name][first == 0], 0)
+    elif technique == "tfmot_cluster":
+        assert all(1 < len(np.unique(kernel)) <= 8 for kernel in kernels(result.model).values())
+    elif technique in ("quantize", "tfmot_quantize"):
         assert any(getattr(layer, "is_fake_quantized", False) for layer in result.model.layers)
         # The file's biases are integers; the model that was measured has the very same ones.
         rounded = keras.models.clone_model(result.model)
@@ -152,8 +177,16 @@ def test_every_technique_is_in_the_table():
     assert set(ARGUMENTS) == set(TECHNIQUES)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "sequential"])  # Those are in the pairs.
-@pytest.mark.parametrize("technique", ARGUMENTS)
+def alone(technique, kind):
+    slow = kind == "softmax" and technique.startswith("tfmot")
+    return pytest.param(technique, kind, marks=pytest.mark.slow if slow else ())
+
+
+@pytest.mark.parametrize(
+    ("technique", "kind"),
+    # Sequential ones are in the pairs.
+    [alone(technique, kind) for technique in ARGUMENTS for kind in KINDS if kind != "sequential"],
+)
 def test_technique_on_every_kind_of_model(technique, kind, runs):
     start, result = runs(kind, technique)
     shape = start.input_shape[1:]
@@ -166,7 +199,9 @@ def test_technique_on_every_kind_of_model(technique, kind, runs):
     assert tfc.TFLiteRunner(result.exports["int8"]).predict(x).shape == (32, 4)
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS)
+@pytest.mark.parametrize(
+    ("first", "second"), [pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow) for pair in PAIRS]
+)
 def test_claims_hold_after_each_technique_that_follows(first, second, runs):
     start, result = runs("sequential", first, second)
     assert result.exports["int8"].is_file()
@@ -174,9 +209,16 @@ def test_claims_hold_after_each_technique_that_follows(first, second, runs):
     check_claim(second, 2, start, result)
 
 
-@pytest.mark.parametrize("technique", ARGUMENTS)
+@pytest.mark.parametrize(("first", "second"), sorted(REFUSED))
+def test_techniques_that_cannot_follow_each_other_are_refused(first, second, tmp_path):
+    with pytest.raises(RecipeError, match=rf"stages\.1\.{second}`"):
+        run(tmp_path / "run", "sequential", (first, second))
+
+
+@pytest.mark.parametrize("technique", sorted({first for first, _ in FAST}))
 def test_same_seed_gives_the_same_weights(technique, runs):
-    followers = [pair for pair in PAIRS if pair[0] == technique]
+    followers = [pair for pair in FAST if pair[0] == technique]
+    assert len(followers) > 1
     models = [stage_model(runs("sequential", *pair)[1], 1, technique) for pair in followers]
     for model in models[1:]:
         for expected, actual in zip(models[0].get_weights(), model.get_weights(), strict=True):

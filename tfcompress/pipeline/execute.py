@@ -28,7 +28,7 @@ from tfcompress.pipeline.plan import plan_run
 from tfcompress.pipeline.rows import export_row, file_row, keras_row
 from tfcompress.pipeline.stage_store import StageStore, refuse_other_stages, stage_path
 from tfcompress.recipe import ModelSpec, Recipe, load_recipe
-from tfcompress.techniques.base import Context, Technique
+from tfcompress.techniques.base import Context, Technique, Trainer
 from tfcompress.techniques.distill import Distiller, Teacher
 from tfcompress.techniques.distill.stage import distillation_loss
 from tfcompress.techniques.masks import HoldMasks
@@ -242,9 +242,16 @@ class _Run:
         def make(store: StageStore) -> tuple[keras.Model, dict]:
             history: dict[str, list[float]] = {}
 
-            def train(model: keras.Model, *, callbacks: Any = None) -> TrainResult:
+            def train(model: Any, *, callbacks: Any = None, trainer: Trainer | None = None) -> TrainResult:
                 result = self._fit(
-                    name, store, model, settings, seed=context.seed, teaching=teaching, callbacks=callbacks
+                    name,
+                    store,
+                    model,
+                    settings,
+                    seed=context.seed,
+                    teaching=teaching,
+                    callbacks=callbacks,
+                    trainer=trainer,
                 )
                 history.update(result.history)
                 return result
@@ -255,30 +262,43 @@ class _Run:
                 batch_size=self._recipe.data.batch_size,
                 seed=self._seed(index + 1),
                 train=train,
+                hold_zeros=self._holds_masks,
             )
             keras.utils.set_random_seed(context.seed)
             made = technique.apply(model, context)
-            if self._holds_integers:
+            if self._holds_integers or technique.makes_integers:
                 # Whatever trained last moved biases off the grid of the integer file.
                 round_biases(made)
             return made, history
 
         made = self._stage(name, self._key, make)
-        self._holds_masks = self._holds_masks or spec.technique == "prune"
-        self._holds_integers = self._holds_integers or spec.technique == "quantize"
+        self._holds_masks = self._holds_masks or technique.makes_zeros
+        self._holds_integers = self._holds_integers or technique.makes_integers
         return made
 
     def _fit(
         self,
         name: str,
         store: StageStore,
-        model: keras.Model,
+        model: Any,
         settings: TrainSettings,
         *,
         seed: int,
         teaching: Callable[[Any, Any], Any] | None,
-        callbacks: Callable[[keras.Model], Sequence[keras.callbacks.Callback]] | None,
+        callbacks: Callable[[Any], Sequence[Any]] | None,
+        trainer: Trainer | None = None,
     ) -> TrainResult:
+        common: dict[str, Any] = {
+            "batch_size": self._recipe.data.batch_size,
+            "seed": seed,
+            "checkpoint": store.checkpoint,
+            "key": store.key,
+            "label": name if self._progress else None,
+        }
+        if trainer is not None:
+            assert teaching is None  # The plan has refused it.
+            return trainer(model, self._data, settings, hold_zeros=self._holds_masks, callbacks=callbacks, **common)
+
         def all_callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
             held = [HoldMasks(replica)] if self._holds_masks else []
             return held + (list(callbacks(replica)) if callbacks is not None else [])
@@ -287,13 +307,9 @@ class _Run:
             model,
             self._data,
             settings,
-            batch_size=self._recipe.data.batch_size,
-            seed=seed,
             wrap=None if teaching is None else lambda replica: Distiller(replica, self._teacher, [teaching]),
             callbacks=all_callbacks,
-            checkpoint=store.checkpoint,
-            key=store.key,
-            label=name if self._progress else None,
+            **common,
         )
 
     def _seed(self, number: int) -> int:

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import keras
 
+from tfcompress.bridge.load import load
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError, ModelError, TFCompressError
-from tfcompress.measure.accuracy import load_keras
 from tfcompress.measure.tflite_runner import TFLiteRunner
 from tfcompress.models import FAMILIES
 from tfcompress.recipe import ModelSpec, Recipe, build_technique, check_arguments
+from tfcompress.recipe.specs import stage_path
 from tfcompress.techniques.base import Technique
 from tfcompress.techniques.distill import Teacher
 from tfcompress.training.fit import check_steps_per_execution
@@ -67,12 +68,12 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
             ("teacher", "input_range"),
             "must be left out where the teacher itself is compressed; set `data.input_range` to it instead.",
         )
-    quantized = [index for index, stage in enumerate(recipe.stages) if stage.technique == "quantize"]
+    quantized = [index for index, technique in enumerate(techniques) if technique.makes_integers]
     if len(quantized) > 1:
-        path = ("stages", quantized[1], "quantize")
+        path = stage_path(recipe, quantized[1])
         raise recipe.source.error(path, "must be the only stage of its kind; the model is quantization-aware already.")
-    for index, technique in enumerate(techniques):
-        _check_stage(recipe, index, technique, teacher, compressed, data)
+    for index in range(len(techniques)):
+        _check_stage(recipe, index, techniques[: index + 1], teacher, compressed, data)
     return Plan(techniques, teacher, student)
 
 
@@ -122,7 +123,7 @@ def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Mo
     if path.suffix == ".tflite":
         raise recipe.source.error(("student", "file"), f"must be a Keras model file. Received: {spec.file!r}.")
     try:
-        model = load_keras(path)
+        model = load(path)
     except ModelError as error:
         raise recipe.source.error(("student", "file"), f"cannot be read. {error}") from error
     _check_file("student", recipe, model, data)
@@ -172,15 +173,27 @@ def _misfit(source: keras.Model | TFLiteRunner, data: Dataset) -> str | None:
 
 
 def _check_stage(
-    recipe: Recipe, index: int, technique: Technique, teacher: Teacher | None, model: keras.Model, data: Dataset
+    recipe: Recipe,
+    index: int,
+    techniques: tuple[Technique, ...],
+    teacher: Teacher | None,
+    model: keras.Model,
+    data: Dataset,
 ) -> None:
-    stage = recipe.stages[index]
+    """Checks stage `index`, the last one of `techniques`."""
+    stage, technique = recipe.stages[index], techniques[-1]
     path = ("stages", index, stage.technique)
     if stage.train is None:
         raise recipe.source.error((*path, "train"), "is missing; give at least `train: {epochs: 5}`.")
     if teacher is None and (technique.needs_teacher or stage.teach is not None):
         raise recipe.source.error(path, "learns from a teacher, and the recipe has none.")
+    if stage.teach is not None and not technique.can_be_taught:
+        raise recipe.source.error(
+            (*path, "teach"), "must be left out: TFMOT trains in tf_keras, where our teachers, of Keras 3, don't teach."
+        )
     try:
+        technique.check_after(techniques[:-1])
+        technique.check_settings(stage.train)
         check_steps_per_execution(stage.train, data.steps_per_epoch(recipe.data.batch_size))
         technique.check(model, stage.train.epochs * data.steps_per_epoch(recipe.data.batch_size))
     except TFCompressError as error:

@@ -23,6 +23,9 @@ TECHNIQUES: Mapping[str, str] = {
     "distill": "tfcompress.techniques.distill.stage:Distill",
     "prune": "tfcompress.techniques.prune:Prune",
     "quantize": "tfcompress.techniques.quantize.stage:Quantize",
+    "tfmot_cluster": "tfcompress.techniques.tfmot.stages:TfmotCluster",
+    "tfmot_prune": "tfcompress.techniques.tfmot.stages:TfmotPrune",
+    "tfmot_quantize": "tfcompress.techniques.tfmot.stages:TfmotQuantize",
 }
 
 EXPORT_FORMATS = ("tflite",)

@@ -9,23 +9,48 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import keras
 
 from tfcompress.data import Dataset
+from tfcompress.errors import ModelError
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import TrainResult
 
 
-class TrainModel(Protocol):
-    """Trains a copy of a model the way the running stage says: data, settings, teacher, held masks, resume."""
+class Trainer(Protocol):
+    """What trains in the place of `tfcompress.training.fit`, for models that are not of Keras 3."""
 
     def __call__(
         self,
-        model: keras.Model,
+        model: Any,
+        data: Dataset,
+        settings: TrainSettings,
         *,
-        callbacks: Callable[[keras.Model], Sequence[keras.callbacks.Callback]] | None = None,
+        batch_size: int,
+        seed: int,
+        hold_zeros: bool,
+        callbacks: Callable[[Any], Sequence[Any]] | None,
+        checkpoint: Path | None,
+        key: str,
+        label: str | None,
+    ) -> TrainResult: ...
+
+
+class TrainModel(Protocol):
+    """Trains a copy of a model the way the running stage says: data, settings, teacher, held masks, resume.
+
+    A `trainer` does the training in the place of `fit`; it has no teacher.
+    """
+
+    def __call__(
+        self,
+        model: Any,
+        *,
+        callbacks: Callable[[Any], Sequence[Any]] | None = None,
+        trainer: Trainer | None = None,
     ) -> TrainResult: ...
 
 
@@ -39,6 +64,7 @@ class Context:
         batch_size: Samples in a training batch.
         seed: Seed of everything random.
         train: Trains a model; a technique calls it at most once.
+        hold_zeros: Whether the zeros that the model's kernels have must still be there after the stage.
     """
 
     data: Dataset
@@ -46,6 +72,7 @@ class Context:
     batch_size: int
     seed: int
     train: TrainModel
+    hold_zeros: bool = False
 
     @property
     def total_steps(self) -> int:
@@ -59,6 +86,12 @@ class Technique(abc.ABC):
 
     # Whether the stage makes sense without a teacher.
     needs_teacher: ClassVar[bool] = False
+    # Whether it can train under one.
+    can_be_taught: ClassVar[bool] = True
+    # What it promises of the kernels, which later stages must keep: zeros, few values, rounding to integers.
+    makes_zeros: ClassVar[bool] = False
+    makes_clusters: ClassVar[bool] = False
+    makes_integers: ClassVar[bool] = False
 
     @abc.abstractmethod
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
@@ -80,6 +113,24 @@ class Technique(abc.ABC):
             TFCompressError: If the technique cannot do its work on this model in these steps.
         """
         return None
+
+    def check_settings(self, settings: TrainSettings) -> None:
+        """Raises an `InvalidArgumentError` for training settings that the technique cannot follow; by default none."""
+        return None
+
+    @property
+    def keeps_clusters(self) -> bool:
+        """Whether kernels that hold few values hold as few after this technique; by default not."""
+        return False
+
+    def check_after(self, earlier: Sequence[Technique]) -> None:
+        """Raises a `ModelError` if the technique cannot come after those of earlier stages."""
+        clustered = [technique for technique in earlier if technique.makes_clusters]
+        if clustered and not self.keeps_clusters:
+            raise ModelError(
+                f"It trains every weight on its own, and the few values that {type(clustered[-1]).__name__} left would "
+                "be lost. Cluster last, or go on with `tfmot_quantize: {scheme: cluster}`."
+            )
 
     def teaching(self) -> Any | None:
         """The losses under a teacher that the technique itself asks for, or `None`."""

@@ -11,7 +11,7 @@ import dataclasses
 import fnmatch
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -265,6 +265,8 @@ class Prune(Technique):
         include: Patterns of layer names to prune.
         exclude: Patterns of layer names not to prune.
     """
+
+    makes_zeros: ClassVar[bool] = True
 
     schedule: Mapping[str, Any]
     ranking: str = "layer"

@@ -21,8 +21,8 @@ from tfcompress.errors import InvalidArgumentError, TrainingError
 Schedule = Callable[[Any], tuple[Any, Any]]
 
 
-def tfmot_schedules() -> Any:
-    """The module `tensorflow_model_optimization.sparsity.keras`.
+def load_tfmot() -> Any:
+    """The module `tensorflow_model_optimization`.
 
     Importing TFMOT for the first time would turn `tf.keras` into the legacy Keras for the whole process; touching
     `tf.keras` first and putting the environment back prevents that.
@@ -36,7 +36,12 @@ def tfmot_schedules() -> Any:
             os.environ.pop("TF_USE_LEGACY_KERAS", None)
         else:
             os.environ["TF_USE_LEGACY_KERAS"] = before
-    return tfmot.sparsity.keras
+    return tfmot
+
+
+def tfmot_schedules() -> Any:
+    """The module `tensorflow_model_optimization.sparsity.keras`."""
+    return load_tfmot().sparsity.keras
 
 
 def polynomial_decay(

@@ -6,6 +6,9 @@ Left out: schedules that watch the loss.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from tfcompress.train_settings import TrainSettings
@@ -55,16 +58,29 @@ class WarmUpThenFall(keras.optimizers.schedules.LearningRateSchedule):
         }
 
 
-def make_optimizer(settings: TrainSettings, total_steps: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a training of `total_steps` steps."""
-    rate = WarmUpThenFall(settings.learning_rate, total_steps, settings.schedule, settings.warmup_steps)
+def make_optimizer(
+    settings: TrainSettings,
+    total_steps: int,
+    *,
+    library: Any = keras.optimizers,
+    adapt: Callable[[WarmUpThenFall], Any] = lambda rate: rate,
+) -> Any:
+    """The optimizer of a training of `total_steps` steps.
+
+    Args:
+        settings: Which one, and with what.
+        total_steps: Steps until the learning rate is 0.
+        library: Where the optimizers are taken from: those of Keras 3, or the like-named ones of tf_keras.
+        adapt: Makes a learning-rate schedule of that library of ours.
+    """
+    rate = adapt(WarmUpThenFall(settings.learning_rate, total_steps, settings.schedule, settings.warmup_steps))
     decay = settings.weight_decay or None
     if settings.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(rate, momentum=settings.momentum, nesterov=True, weight_decay=decay)
+        optimizer = library.SGD(rate, momentum=settings.momentum, nesterov=True, weight_decay=decay)
     elif settings.optimizer == "adamw":
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=settings.weight_decay)
+        optimizer = library.AdamW(rate, weight_decay=settings.weight_decay)
     else:
-        optimizer = keras.optimizers.Adam(rate, weight_decay=decay)
+        optimizer = library.Adam(rate, weight_decay=decay)
     if decay:
         optimizer.exclude_from_weight_decay(var_names=NOT_DECAYED)
     return optimizer

@@ -7,6 +7,7 @@ integers. Left out: post-training quantization, which is an export without this 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import keras
 
@@ -31,6 +32,8 @@ class Quantize(Technique):
         freeze_after: Share of the training before the ranges are frozen, in [0, 1].
         freeze_batch_norm_after: The same for BatchNormalization, its statistics and weights; `None` is `freeze_after`.
     """
+
+    makes_integers: ClassVar[bool] = True
 
     weight_bits: int = 8
     ranges: str = "learned"
