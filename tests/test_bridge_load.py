@@ -290,3 +290,13 @@ def test_a_lambda_of_keras_2_needs_consent_too(tmp_path):
     with pytest.raises(ModelError, match="allow_lambda=True"):
         load(tmp_path / "tk.keras")
     assert np.allclose(load(tmp_path / "tk.keras", allow_lambda=True)(np.ones((1, 4))), 2.0)
+
+
+def test_layers_that_the_applications_define_for_themselves(tmp_path):
+    from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, CustomScaleLayer(0.5, name="scale")([inputs, keras.layers.Dense(4)(inputs)]))
+    model.save(tmp_path / "model.keras")
+    x = np.ones((2, 4), "float32")
+    np.testing.assert_allclose(load(tmp_path / "model.keras")(x), model([x]), rtol=1e-5)

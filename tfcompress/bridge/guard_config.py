@@ -24,6 +24,7 @@ import keras
 import tensorflow as tf
 
 import tfcompress.layers  # noqa: F401  (registers the layers that a file may hold)
+from tfcompress.bridge.application_layers import is_application_layer
 from tfcompress.bridge.guard import refuse
 from tfcompress.bridge.tf_functions import FUNCTIONS
 
@@ -196,7 +197,8 @@ def _check_object(value: dict[str, Any], checker: _Checker) -> None:
             f"its layer {_layer_name(value)} is a {name}, which brings a model or code of another library",
             f"If you trust where it comes from, pass `custom_objects={{{name!r}: keras.layers.{name}}}`.",
         )
-    if module not in (None, "builtins") and not _OF_KERAS.match(module):
+    is_of_keras = module in (None, "builtins") or _OF_KERAS.match(module) or is_application_layer(name, module)
+    if not is_of_keras:
         raise _unknown(described, checker)
     if name == "function":
         _check_function(key, module, described, checker)

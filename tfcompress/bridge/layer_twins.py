@@ -17,6 +17,7 @@ import numpy as np
 import tf_keras
 
 from tfcompress.bridge.activations import from_tf_keras_activation, to_tf_keras_activation
+from tfcompress.bridge.application_layers import APPLICATION_LAYERS, is_application_layer
 from tfcompress.errors import ModelError
 
 # A function from a layer of a user's own to the same layer in the other Keras.
@@ -50,12 +51,6 @@ UNNAMED = {"RNN": {"zero_output_for_mask": False}}
 RENAMED = {"LeakyReLU": {"negative_slope": "alpha"}}
 # tf_keras insists on integer or string types here, where Keras 3 has its default policy.
 OWN_DTYPE = {"Discretization", "Hashing", "IntegerLookup", "StringLookup", "TextVectorization"}
-# Where a layer of `keras.applications` is defined; neither Keras exports them.
-APPLICATION_LAYERS = {
-    "CustomScaleLayer": "applications.inception_resnet_v2",
-    "LayerScale": "applications.convnext",
-    "StochasticDepth": "applications.convnext",
-}
 
 
 def to_tf_keras_layer(layer: keras.layers.Layer, name: str, layers: LayerMapping) -> Any:
@@ -139,7 +134,7 @@ class _Translation:
 
     def _target_class(self, kind: type, name: str) -> type:
         module = self._target.layers
-        if kind.__name__ in APPLICATION_LAYERS and kind.__module__.endswith(APPLICATION_LAYERS[kind.__name__]):
+        if is_application_layer(kind.__name__, kind.__module__):
             module = importlib.import_module(f"{self._target.__name__}.src.{APPLICATION_LAYERS[kind.__name__]}")
         elif not kind.__module__.startswith(f"{self._source.__name__}."):
             raise ModelError(
