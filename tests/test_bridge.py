@@ -13,7 +13,7 @@ from tfcompress.bridge.legacy_trace import trace_tf_keras
 from tfcompress.bridge.samples import random_inputs
 from tfcompress.bridge.to_tf_keras import to_tf_keras
 from tfcompress.bridge.weights import copy_weights_back
-from tfcompress.errors import ModelError
+from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.trace import require_functional, trace
 
@@ -369,7 +369,7 @@ def test_what_cannot_come_over_is_named(kind, message):
 def masked_with_states():
     """Keras 3 forgets a mask beside initial states, and tf_keras does not."""
     numbers = keras.Input((6,), dtype="int32")
-    x = layers.Embedding(10, 8, mask_zero=True)(numbers)
+    x = layers.Embedding(5000, 8, mask_zero=True)(numbers)
     x, *states = layers.LSTM(4, return_sequences=True, return_state=True, name="first")(x)
     return keras.Model(numbers, layers.LSTM(4, name="second")(x, initial_state=states))
 
@@ -388,3 +388,235 @@ def masked_with_states():
 def test_what_cannot_go_over_is_named(make, message):
     with pytest.raises(ModelError, match=message):
         to_tf_keras(make())
+
+
+def test_operations_forget_masks_there_too():
+    numbers = keras.Input((6,), dtype="int32")
+    embedded = [layers.Embedding(5000, 8, mask_zero=True)(numbers) for _ in range(2)]
+    model = keras.Model(numbers, layers.LSTM(4)(embedded[0] + embedded[1]))
+    padded = np.array([[1, 2, 3, 0, 0, 0], [1, 2, 3, 4, 5, 6]])
+    assert_same(predict(model, padded), predict(to_tf_keras(model), padded))
+
+
+def test_masks_of_layers_cross():
+    model = chain((6, 3), layers.Masking(0.5), layers.LSTM(4, return_sequences=True), layers.GRU(2))
+    x = np.random.default_rng(0).normal(size=(2, 6, 3)).astype("float32")
+    x[0, 3:] = 0.5
+    legacy = to_tf_keras(model)
+    assert_same(predict(model, x), predict(legacy, x))
+    assert_same(predict(model, x), predict(from_tf_keras(legacy), x))
+    unmasked = np.where(x == 0.5, 0.4, x).astype("float32")
+    assert np.abs(predict(model, x)[0] - predict(model, unmasked)[0]).max() > 1e-3
+
+
+def test_parts_of_a_layer_that_are_frozen():
+    bidirectional = layers.Bidirectional(layers.LSTM(3), name="both")
+    model = chain((4, 2), bidirectional)
+    bidirectional.forward_layer.trainable = False
+    legacy = to_tf_keras(model)
+    assert len(legacy.trainable_weights) == len(model.trainable_weights) == 3
+    assert_same(predict(model, sample(model)), predict(from_tf_keras(legacy), sample(model)))
+    legacy.layers[-1].backward_layer.trainable = False
+    legacy.layers[-1].forward_layer.trainable = True
+    assert_same(predict(model, sample(model)), predict(copy_weights_back(legacy, model), sample(model)))
+
+
+def test_a_frozen_part_that_would_thaw_is_named():
+    attention = layers.MultiHeadAttention(2, 4, name="attention")
+    inputs = keras.Input((5, 4))
+    model = keras.Model(inputs, attention(inputs, inputs))
+    attention._query_dense.trainable = False
+    with pytest.raises(ModelError, match="'attention' trains other weights"):
+        to_tf_keras(model)
+
+
+class TwoKernels(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = layers.Dense(3, use_bias=False), layers.Dense(3, use_bias=False)
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build(shape)
+
+    def call(self, x):
+        return self.first(x) + self.second(x)
+
+
+class LegacyTwoKernels(tf_keras.layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = (tf_keras.layers.Dense(3, use_bias=False) for _ in range(2))
+
+    def build(self, shape):
+        self.first.build(shape)
+        self.second.build(shape)
+
+    def call(self, x):
+        return tf.matmul(x, tf.stop_gradient(self.first.kernel)) + self.second(x)
+
+
+def test_one_wrong_gradient_among_several_kernels_is_found():
+    twin = {TwoKernels: lambda layer: LegacyTwoKernels(name=layer.name)}
+    with pytest.raises(ModelError, match="'two'.*the gradient of 'kernel .0: "):
+        to_tf_keras(chain((4,), TwoKernels(name="two")), layers=twin)
+
+
+def test_a_twin_that_is_wrong_below_zero_is_found():
+    leaky = {layers.LeakyReLU: lambda layer: tf_keras.layers.LeakyReLU(0.01, name=layer.name)}
+    with pytest.raises(ModelError, match="'leaky'"):
+        to_tf_keras(chain((4,), layers.LeakyReLU(0.3, name="leaky")), layers=leaky)
+
+
+def adapted_and_nested():
+    normalization = layers.Normalization()
+    normalization.adapt(np.random.default_rng(0).normal(3.0, 2.0, size=(20, 3)).astype("float32"))
+    inner = keras.Sequential([keras.Input((3,)), normalization, layers.Dense(3, name="dense")])
+    return chain((3,), inner, layers.Dense(3, name="dense"))
+
+
+def test_what_layers_learned_from_data_survives():
+    model = adapted_and_nested()
+    x = np.random.default_rng(1).normal(3.0, 2.0, size=(4, 3)).astype("float32")
+    assert_same(predict(model, x), predict(flatten(model), x))
+    assert_same(predict(model, x), predict(copy_weights_back(to_tf_keras(model), model), x))
+    lookup = layers.StringLookup()
+    lookup.adapt(["two", "four", "two"])
+    texts = chain((1,), lookup, layers.Embedding(4, 2), dtype="string")
+    back = copy_weights_back(to_tf_keras(texts), texts)
+    assert_same(predict(texts, tf.constant([["two"], ["six"]])), predict(back, tf.constant([["two"], ["six"]])))
+
+
+def test_a_nested_model_gets_the_inputs_that_are_named():
+    last, first = keras.Input((3,), name="z"), keras.Input((3,), name="a")
+    inner = keras.Model([last, first], last - first * 2.0)
+    left, right = keras.Input((3,)), keras.Input((3,))
+    model = keras.Model([left, right], inner({"z": left, "a": right}))
+    x = [np.ones((1, 3), "float32"), np.full((1, 3), 5.0, "float32")]
+    np.testing.assert_allclose(np.asarray(model(x)), -9.0)
+    for other in (flatten(model), to_tf_keras(model)):
+        np.testing.assert_allclose(np.asarray(other(x)), -9.0)
+
+
+def test_states_stay_as_they_are():
+    inputs = keras.Input(batch_shape=(2, 4, 3))
+    layer = layers.LSTM(3, stateful=True)
+    model = keras.Model(inputs, layer(inputs))
+    model(np.ones((2, 4, 3), "float32"))
+    before = [np.array(state) for state in layer.states]
+    assert np.abs(before[0]).max() > 0
+    legacy = to_tf_keras(model)
+    for now, then in zip(layer.states, before, strict=True):
+        np.testing.assert_array_equal(np.array(now), then)
+    layer.reset_state()
+    x = np.ones((2, 4, 3), "float32")
+    assert_same([np.array(model(x)), np.array(model(x))], [np.array(legacy(x)), np.array(legacy(x))])
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16", "float64"])
+def test_other_precisions(dtype):
+    steps = [layers.Conv2D(4, 3, dtype=dtype), layers.BatchNormalization(dtype=dtype), layers.ReLU(dtype=dtype)]
+    inputs = keras.Input((8, 8, 2), dtype="float64" if dtype == "float64" else "float32")
+    x = inputs
+    for step in steps:
+        x = step(x)
+    model = keras.Model(inputs, layers.Flatten(dtype=dtype)(x * 2.0 + x))
+    legacy = to_tf_keras(model)
+    assert legacy.outputs[0].dtype == model.outputs[0].dtype
+    assert from_tf_keras(legacy).outputs[0].dtype == model.outputs[0].dtype
+
+
+def test_a_network_that_halves_an_open_size_often():
+    steps = [layers.Conv2D(2, 3, strides=2) for _ in range(5)]
+    model = chain((None, None, 3), *steps, layers.GlobalAveragePooling2D())
+    assert from_tf_keras(to_tf_keras(model)).input_shape == (None, None, None, 3)
+
+
+def test_names_with_slashes_stay_apart():
+    dense = [tf_keras.layers.Dense(4, name=name) for name in ("a_b", "a/b")]
+    model = from_tf_keras(tf_keras.Sequential([tf_keras.Input((4,)), *dense]))
+    assert [layer.name for layer in model.layers[1:]] == ["a_b", "a_b_1"]
+
+
+def more_functions():
+    inputs = tf_keras.Input((4, 6))
+    outputs = [
+        tf.cast(tf.equal(inputs, inputs), tf.float32),
+        tf.add(inputs, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        tf.argmax(inputs, axis=-1),
+        tf.argmax(inputs, axis=1, output_type=tf.int32),
+        tf.nn.l2_normalize(inputs),
+        tf.cumsum(inputs, 1),
+        tf.math.reduce_std(inputs, -1),
+        tf.math.add_n([inputs, inputs]),
+        tf.nn.space_to_depth(inputs[..., None], 2),
+        tf.slice(inputs, [0, 0, 1], [-1, 2, 3]),
+        tf.math.top_k(inputs, 2)[0],
+        tf.where(inputs > 0.5, inputs, 0.0),
+        tf.image.resize(inputs[..., None], [8, 8]),
+    ]
+    return tf_keras.Model(inputs, outputs)
+
+
+def test_more_functions_of_tensorflow():
+    legacy = more_functions()
+    model = from_tf_keras(legacy)
+    x = tf.random.normal((3, 4, 6))
+    assert_same(predict(legacy, x), predict(model, x))
+    assert [output.dtype for output in model.outputs] == [output.dtype.name for output in legacy.outputs]
+
+
+def with_variable():
+    inputs = tf_keras.Input((4,))
+    return tf_keras.Model(inputs, inputs * tf.Variable(2.0))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: tf_keras.Sequential([tf_keras.Input((4,), ragged=True), tf_keras.layers.ReLU()]), "sparse or ragged"),
+        (with_variable, "is no layer's weight"),
+    ],
+)
+def test_what_would_be_lost_on_the_way_here_is_named(make, message):
+    with pytest.raises(ModelError, match=message):
+        from_tf_keras(make())
+
+
+def regularized(kind):
+    penalized = layers.Dense(3, activity_regularizer="l2")
+    if kind == "time":
+        return chain((4, 3), layers.TimeDistributed(penalized, name="penalized"))
+    inputs = keras.Input((4, 3))
+    attention = layers.MultiHeadAttention(2, 3, activity_regularizer="l2", name="penalized")
+    return keras.Model(inputs, attention(inputs, inputs))
+
+
+@pytest.mark.parametrize("kind", ["time", "attention"])
+def test_losses_on_activations_that_are_counted_otherwise(kind):
+    with pytest.raises(ModelError, match="'penalized'.*activity_regularizer"):
+        to_tf_keras(regularized(kind))
+
+
+def fails(layer):
+    raise KeyError("nothing")
+
+
+@pytest.mark.parametrize(
+    ("mapping", "error", "message"),
+    [
+        ([Scale], InvalidArgumentError, "`layers` must be a dict"),
+        ({Scale: 3}, InvalidArgumentError, "`layers` must be a dict"),
+        ({Scale: fails}, ModelError, "fails on layer 'mine'"),
+        ({Scale: lambda layer: layers.ReLU(name=layer.name)}, ModelError, "must give a layer of tf_keras"),
+        ({Scale: lambda layer: LegacyScale(3.0, name="other")}, ModelError, "of the same name"),
+    ],
+)
+def test_mistakes_in_a_mapping(mapping, error, message):
+    with pytest.raises(error, match=message):
+        to_tf_keras(chain((4,), Scale(3.0, name="mine")), layers=mapping)
+
+
+def test_a_synchronized_normalization_stays_one():
+    legacy = tf_keras.Sequential([tf_keras.Input((4,)), tf_keras.layers.BatchNormalization(synchronized=True)])
+    assert from_tf_keras(legacy).layers[-1].synchronized

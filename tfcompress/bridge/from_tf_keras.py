@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tf_keras
 
-from tfcompress.bridge.layer_twins import LayerMapping, from_tf_keras_layer
+from tfcompress.bridge.layer_twins import LayerMapping, check_layers, from_tf_keras_layer
 from tfcompress.bridge.legacy_trace import trace_tf_keras
 from tfcompress.bridge.operation_layer import Keras3Operation
 from tfcompress.bridge.parity import Twin, call_layer, check_parity
@@ -52,7 +52,7 @@ def from_tf_keras(model: Any, *, layers: LayerMapping | None = None, check: bool
     if not isinstance(model, tf_keras.Model):
         raise ModelError(f"`from_tf_keras` takes a tf_keras model. Received: {type(model)}.")
     traced = trace_tf_keras(model)
-    crossing = _Crossing(unique_names(traced), layers or {})
+    crossing = _Crossing(unique_names(traced), check_layers(layers))
     made = replay(traced, crossing.call, new_input=crossing.new_input, new_model=keras.Model)
     if check:
         check_parity(traced, crossing.twins, keras_model=made, legacy_model=model)
@@ -63,7 +63,7 @@ class _Crossing:
     """Makes the twin of each layer at its first call."""
 
     def __init__(self, names: Mapping[int, str], layers: LayerMapping):
-        self._names = {key: name.replace("/", "_") for key, name in names.items()}
+        self._names = _without_slashes(names)
         self._layers = layers
         self._made: dict[int, Twin] = {}
         self._silent: set[int] = set()
@@ -128,6 +128,20 @@ class _Crossing:
             return call_layer(twin, *_states_named(layer, args, kwargs), training)
 
         return Twin(name, twin, layer, run_keras, run_legacy)
+
+
+def _without_slashes(names: Mapping[int, str]) -> dict[int, str]:
+    """Names that Keras 3 allows, still all different."""
+    made: dict[int, str] = {}
+    taken = {name for name in names.values() if "/" not in name}
+    for key, name in names.items():
+        own = candidate = name.replace("/", "_")
+        number = 1
+        while "/" in name and candidate in taken:
+            candidate, number = f"{own}_{number}", number + 1
+        taken.add(candidate)
+        made[key] = candidate
+    return made
 
 
 def _states_named(layer: Any, args: tuple, kwargs: Mapping) -> tuple[tuple, Mapping]:

@@ -18,7 +18,8 @@ import tf_keras
 
 from tfcompress.bridge.activations import from_tf_keras_activation, to_tf_keras_activation
 from tfcompress.bridge.application_layers import APPLICATION_LAYERS, is_application_layer
-from tfcompress.errors import ModelError
+from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.graph.copy_layer import adapted_state
 
 # A function from a layer of a user's own to the same layer in the other Keras.
 LayerMapping = Mapping[type, Callable[[Any], Any]]
@@ -93,19 +94,42 @@ class _Translation:
     def layer(self, layer: Any, name: str) -> Any:
         mapped = next((self._layers[kind] for kind in type(layer).__mro__ if kind in self._layers), None)
         if mapped is not None:
-            return mapped(layer)
+            return self._mapped(mapped, layer, name)
         if type(layer).__name__ == "Lambda":
             return self._lambda(layer, name)
-        return self._make(type(layer), {**layer.get_config(), **_adapted(layer), "name": name}, name, layer)
+        return self._make(type(layer), {**layer.get_config(), **adapted_state(layer), "name": name}, name, layer)
+
+    def _mapped(self, function: Callable[[Any], Any], layer: Any, name: str) -> Any:
+        try:
+            made = function(layer)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"The function in `layers` for {type(layer).__name__} fails on layer {name!r}: {error}"
+            ) from error
+        if not isinstance(made, self._target.layers.Layer):
+            raise ModelError(
+                f"The function in `layers` for {type(layer).__name__} must give a layer of {self._target.__name__}. "
+                f"Received: {type(made)}."
+            )
+        if layer.name == name and made.name != name:
+            raise ModelError(
+                f"The function in `layers` for {type(layer).__name__} must give a layer of the same name, "
+                f"`name=layer.name`. Received: {made.name!r} for {name!r}."
+            )
+        return made
 
     def _lambda(self, layer: Any, name: str) -> Any:
         # Its function is in memory already; whether a file may bring one is decided where files are read.
-        return self._target.layers.Lambda(layer.function, arguments=layer.arguments, mask=layer.mask, name=name)
+        given = {"arguments": layer.arguments, "mask": layer.mask, "dtype": _policy_name(layer.get_config()["dtype"])}
+        return self._target.layers.Lambda(layer.function, name=name, **given)
 
     def _make(self, kind: type, config: dict, name: str, layer: Any = None) -> Any:
         """A layer of the target from the class and configuration of one of the source."""
         target = self._target_class(kind, name)
         config = dict(config)
+        if getattr(layer, "synchronized", False):
+            config["synchronized"] = True  # tf_keras leaves it out of its configuration.
+        _refuse_activity_losses(kind, config, name)
         if kind.__name__ in OWN_DTYPE:
             for key in ("dtype", "vocabulary_size"):
                 config.pop(key, None)
@@ -205,13 +229,27 @@ class _Translation:
         return {**config, "name": own.removeprefix("forward_")} if own else dict(config)
 
 
-def _adapted(layer: Any) -> dict[str, Any]:
-    """What a preprocessing layer learned from data, and its configuration does not say."""
-    if hasattr(layer, "get_vocabulary"):
-        return {"vocabulary": list(layer.get_vocabulary(include_special_tokens=False))}
-    if type(layer).__name__ == "Discretization" and layer.bin_boundaries is not None:
-        return {"bin_boundaries": list(layer.bin_boundaries), "num_bins": None}
-    return {}
+def check_layers(layers: Any) -> LayerMapping:
+    """Returns what the user maps.
+
+    Raises:
+        InvalidArgumentError: If it is no mapping from classes to functions.
+    """
+    layers = {} if layers is None else layers
+    if not isinstance(layers, Mapping) or not all(isinstance(k, type) and callable(v) for k, v in layers.items()):
+        raise InvalidArgumentError("layers", "a dict from layer classes to functions", layers)
+    return layers
+
+
+def _refuse_activity_losses(kind: type, config: Mapping[str, Any], name: str) -> None:
+    """Two layers count the losses on their activations otherwise in the other Keras."""
+    inner = config.get("layer") if kind.__name__ == "TimeDistributed" else config
+    inner = inner.get("config", inner) if isinstance(inner, Mapping) else {}
+    if kind.__name__ in ("MultiHeadAttention", "TimeDistributed") and inner.get("activity_regularizer") is not None:
+        raise ModelError(
+            f"Layer {name!r} ({kind.__name__}) cannot cross: the two Keras count its `activity_regularizer` apart. "
+            "Regularize the layer after it."
+        )
 
 
 def _parameters(kind: type) -> dict[str, Any]:
@@ -241,7 +279,7 @@ def _droppable(key: str, value: Any, defaults: Mapping[str, Any]) -> bool:
 
 def _policy_name(value: Any) -> str | None:
     if isinstance(value, Mapping):
-        value = value["config"]["name"]
+        value = value["config"].get("name")
     if value is not None and str(value).startswith(("int8_from", "int4_from", "float8_from", "gptq", "awq")):
         raise ModelError(f"A layer that Keras has quantized cannot cross. Received: the dtype policy {value!r}.")
     return value

@@ -11,6 +11,7 @@ import inspect
 from typing import Any
 
 import keras
+import tensorflow as tf
 import tf_keras
 
 from tfcompress.errors import ModelError
@@ -94,6 +95,11 @@ class _Walk:
 
     def _add(self, node: Any) -> None:
         def ref(leaf: Any) -> Any:
+            if isinstance(leaf, tf.Variable):
+                raise ModelError(
+                    f"Layer {node.layer.name!r} of tf_keras model {self._model.name!r} computes with the variable "
+                    f"{leaf.name!r}, which is no layer's weight. Put both in a layer of your own."
+                )
             return self._refs[id(leaf)] if _is_tensor(leaf) else leaf
 
         args, kwargs = keras.tree.map_structure(ref, (node.call_args, dict(node.call_kwargs)))
@@ -101,7 +107,7 @@ class _Walk:
         results = keras.tree.flatten(node.outputs)
         if isinstance(node.layer, tf_keras.Model):
             first = len(self._calls)
-            made = splice(trace_tf_keras(node.layer), call.sources, self._calls)
+            made = splice(trace_tf_keras(node.layer), call, self._calls)
             if kwargs.get("training") is not None:
                 self._calls[first:] = [_with_training(inner, kwargs["training"]) for inner in self._calls[first:]]
         else:
@@ -116,6 +122,8 @@ class _InputOf:
 
     def __init__(self, tensor: Any):
         self.name = tensor.node.layer.name
+        if any(getattr(tensor.node.layer, kind, False) for kind in ("sparse", "ragged")):
+            raise ModelError(f"Input {self.name!r} is sparse or ragged; the bridge carries dense tensors only.")
         self.batch_shape = tuple(tensor.shape)
         self.dtype = tensor.dtype.name
 

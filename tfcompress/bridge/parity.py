@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.bridge.samples import TABLES, random_inputs
+from tfcompress.bridge.samples import LARGE_OPEN_SIZE, OPEN_SIZE, TABLES, random_floats, random_inputs
 from tfcompress.bridge.weights import paired_weights
 from tfcompress.errors import ModelError
 from tfcompress.graph.trace import Ref, Trace
@@ -26,7 +26,11 @@ from tfcompress.graph.trace import Ref, Trace
 TOLERANCE = 1e-5
 # Of one layer's gradients and statistics, which are sums over many more terms.
 TRAINING_TOLERANCE = 1e-4
+# How many roundings of its own precision a layer of half precision may differ by.
+HALF_ROUNDINGS = 16
 BATCH = 2
+# What a weight that is not trained is called among the results of a step.
+AFTER = "{} after a training step"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,7 +65,48 @@ def call_layer(layer: Any, args: tuple, kwargs: Mapping, training: bool | None) 
 
 def check_parity(traced: Trace, twins: Mapping[int, Twin], *, keras_model: Any, legacy_model: Any) -> None:
     """Raises a `ModelError` that names the first layer whose twins differ on random inputs."""
-    inputs = random_inputs(traced, BATCH)
+    layers = {id(layer): layer for twin in twins.values() for layer in (twin.keras_layer, twin.legacy_layer)}
+    with contextlib.ExitStack() as stack:
+        for layer in layers.values():
+            stack.enter_context(_put_back(layer))
+        inputs, given = _usable_inputs(traced, keras_model)
+        try:
+            _check_layers(traced, twins, inputs)
+            _check_whole(traced, given, keras_model, legacy_model, list(layers.values()))
+        except (tf.errors.OpError, TypeError, ValueError, LookupError) as error:
+            if isinstance(error, ModelError):
+                raise
+            raise ModelError(
+                f"Model {traced.name!r} cannot be compared with its twin, since one of them fails on random inputs of "
+                f"shapes {[array.shape for array in inputs]}: {error}"
+            ) from error
+
+
+def _usable_inputs(traced: Trace, model: Any) -> tuple[list[np.ndarray], Any]:
+    """Inputs on which the model gives finite outputs, if there are some, and the same in its own structure."""
+    failure: Exception | None = None
+    found: tuple[list[np.ndarray], Any] | None = None
+    for open_size in (OPEN_SIZE, LARGE_OPEN_SIZE):
+        for signed in (True, False):
+            arrays = random_inputs(traced, BATCH, open_size=open_size, signed=signed)
+            by_ref = {Ref(at): tf.convert_to_tensor(value) for at, value in enumerate(arrays)}
+            given = keras.tree.map_structure(by_ref.__getitem__, traced.inputs)
+            try:
+                outputs = keras.tree.flatten(model(given, training=False))
+            except (tf.errors.OpError, TypeError, ValueError) as error:
+                failure = error
+                continue
+            found = found or (arrays, given)
+            if all(np.isfinite(_array(output)).all() for output in outputs if _is_float(output)):
+                return arrays, given
+    if found is not None:
+        return found
+    raise ModelError(
+        f"Model {traced.name!r} cannot be compared with its twin, since it fails on random inputs: {failure}"
+    ) from failure
+
+
+def _check_layers(traced: Trace, twins: Mapping[int, Twin], inputs: Sequence[np.ndarray]) -> None:
     results: list[list[Any]] = [[tf.convert_to_tensor(value)] for value in inputs]
     waiting = _last_uses(traced)
 
@@ -69,53 +114,69 @@ def check_parity(traced: Trace, twins: Mapping[int, Twin], *, keras_model: Any, 
         return results[leaf.call][leaf.position] if isinstance(leaf, Ref) else leaf
 
     for index in range(len(inputs), len(traced.calls)):
-        call, twin = traced.calls[index], twins[index]
+        call = traced.calls[index]
         args, kwargs = keras.tree.map_structure(real, (call.args, dict(call.kwargs)))
-        results.append(_compare_twins(twin, args, kwargs))
+        results.append(_compare_twins(twins[index], args, kwargs))
         for done in waiting.get(index, ()):
             results[done] = []  # A large network's tensors would otherwise all stay.
-    _check_whole(traced, inputs, keras_model, legacy_model)
 
 
-def _check_whole(traced: Trace, inputs: Sequence[np.ndarray], keras_model: Any, legacy_model: Any) -> None:
-    by_ref = {Ref(at): tf.convert_to_tensor(value) for at, value in enumerate(inputs)}
-    given = keras.tree.map_structure(by_ref.__getitem__, traced.inputs)
-    expected, actual = (model(given, training=False) for model in (keras_model, legacy_model))
-    difference = _difference(keras.tree.flatten(expected), keras.tree.flatten(actual))
-    if not difference <= TOLERANCE:
+def _check_whole(traced: Trace, given: Any, keras_model: Any, legacy_model: Any, layers: Sequence[Any]) -> None:
+    outputs = []
+    for model in (keras_model, legacy_model):
+        for layer in layers:
+            _forget_states(layer)
+        outputs.append(keras.tree.flatten(model(given, training=False)))
+    difference = _difference(*outputs)
+    tolerance = max([TOLERANCE, *(_coarsest(layer) for layer in layers)])
+    if not difference <= tolerance:
         raise ModelError(
             f"Model {traced.name!r} computes something else in the other Keras, though each of its layers agrees: its "
             f"outputs differ by {difference:.2g} of the largest. This is a mistake of tfcompress; please report it."
         )
 
 
+def _coarsest(layer: Any) -> float:
+    """What a layer that computes in half precision may differ by; 0 for others."""
+    dtype = tf.as_dtype(getattr(layer, "compute_dtype", None) or "float32")
+    if dtype not in (tf.float16, tf.bfloat16):
+        return 0.0
+    return HALF_ROUNDINGS * (2**-10 if dtype == tf.float16 else 2**-7)
+
+
 def _compare_twins(twin: Twin, args: tuple, kwargs: Mapping) -> list[Any]:
     """Compares a layer with its twin in both modes, and returns its outputs in inference."""
     layers = (twin.keras_layer, twin.legacy_layer)
+    tolerance = max(TOLERANCE, *map(_coarsest, layers))
     if not any("training" in inspect.signature(layer.call).parameters for layer in layers):
         # One mode only: its outputs are those of the training step.
-        outputs = _compare_training(twin, args, kwargs, TOLERANCE)
+        outputs = _compare_training(twin, args, kwargs, tolerance)
         return keras.tree.flatten(twin.run_keras(args, kwargs, False)) if outputs is None else outputs
+    for layer in layers:
+        _forget_states(layer)
     expected = keras.tree.flatten(twin.run_keras(args, kwargs, False))
-    _compare(twin, "outputs in inference", expected, twin.run_legacy(args, kwargs, False), TOLERANCE)
+    _compare(twin, "outputs in inference", expected, twin.run_legacy(args, kwargs, False), tolerance)
     if twin.keras_layer.weights and type(twin.keras_layer).__name__ not in TABLES:
         args = _well_conditioned(twin.keras_layer, args)
-    _compare_training(twin, args, kwargs, TRAINING_TOLERANCE)
+    _compare_training(twin, args, kwargs, max(tolerance, TRAINING_TOLERANCE))
     return expected
 
 
 def _compare_training(twin: Twin, args: tuple, kwargs: Mapping, tolerance: float) -> list[Any] | None:
     """Compares one training step of a layer; returns its outputs unless they are random."""
     pairs = _weights(twin)
-    names = [one.name for one, _ in pairs]
+    # Several kernels of one layer are told apart by where they are in it.
+    names = [f"{one.name} ({number}: {getattr(one, 'path', one.name)})" for number, (one, _) in enumerate(pairs)]
 
     def step(run: Callable, layer: Any, side: int, inputs: tuple) -> dict[str, Any]:
         with _put_back(layer) as before:
-            measured = _step(run, layer, dict(zip(names, (pair[side] for pair in pairs), strict=True)), inputs, kwargs)
+            _forget_states(layer)
+            weights = dict(zip(names, (pair[side] for pair in pairs), strict=True))
+            measured = _step(run, layer, weights, inputs, kwargs)
             if getattr(layer, "fused", False):
-                variance = f"{layer.moving_variance.name.rpartition('/')[2].partition(':')[0]!r} after a training step"
-                was = before[id(layer.moving_variance)]
-                measured[variance] = _with_all_samples(measured[variance], was, layer, inputs[0])
+                (name,) = (name for name, weight in weights.items() if weight is layer.moving_variance)
+                what, was = AFTER.format(name), before[id(layer.moving_variance)]
+                measured[what] = _with_all_samples(measured[what], was, layer, inputs[0])
             return measured
 
     with _put_back(twin.keras_layer):
@@ -129,7 +190,7 @@ def _compare_training(twin: Twin, args: tuple, kwargs: Mapping, tolerance: float
             f"{', '.join(sorted(set(expected) ^ set(actual)))} in one of them only."
         )
     differences = {what: _difference(_listed(expected[what]), _listed(actual[what])) for what in expected}
-    allowed = {what: tolerance if what == "outputs" else TRAINING_TOLERANCE for what in expected}
+    allowed = {what: tolerance if what == "outputs" else max(tolerance, TRAINING_TOLERANCE) for what in expected}
     for what, difference in differences.items():
         _require(twin, what if what != "outputs" else "outputs of a training step", difference, allowed[what])
     return expected["outputs"]
@@ -140,12 +201,25 @@ def _put_back(layer: Any) -> Iterator[dict[int, np.ndarray]]:
     """Gives what a training call may change in a layer, by identity, and puts it back at the end."""
     trainable = {id(variable) for variable in getattr(layer, "trainable_variables", ())}
     changing = [variable for variable in getattr(layer, "variables", ()) if id(variable) not in trainable]
+    known = {id(variable) for variable in changing}
+    changing += [state for state in _states(layer) if state is not None and id(state) not in known]
     before = {id(variable): _array(variable) for variable in changing}
     try:
         yield before
     finally:
         for variable in changing:
             variable.assign(before[id(variable)])
+
+
+def _states(layer: Any) -> list[Any]:
+    """The states that a stateful recurrent layer keeps from batch to batch."""
+    return keras.tree.flatten(getattr(layer, "states", None)) if getattr(layer, "stateful", False) else []
+
+
+def _forget_states(layer: Any) -> None:
+    for state in _states(layer):
+        if state is not None:
+            state.assign(np.zeros(state.shape))
 
 
 def _well_conditioned(layer: Any, args: tuple) -> tuple:
@@ -161,7 +235,8 @@ def _well_conditioned(layer: Any, args: tuple) -> tuple:
             return leaf
         mask = getattr(leaf, "_keras_mask", None)
         more = isinstance(layer, keras.layers.BatchNormalization) and mask is None
-        other = tf.cast(rng.uniform(0.1, 1.0, size=(8, *leaf.shape[1:]) if more else leaf.shape), leaf.dtype)
+        shape = (8, *leaf.shape[1:]) if more else tuple(leaf.shape)
+        other = tf.cast(random_floats(rng, shape, signed=True), leaf.dtype)
         if mask is not None:
             other._keras_mask = mask
         return other
@@ -206,7 +281,7 @@ def _step(run: Callable, layer: Any, weights: Mapping[str, Any], args: tuple, kw
     for name, gradient in zip(names, gradients[len(inputs) :], strict=True):
         measured[f"the gradient of {name!r}"] = gradient
     for name in weights.keys() - set(names):
-        measured[f"{name!r} after a training step"] = _array(weights[name])
+        measured[AFTER.format(name)] = _array(weights[name])
     return measured
 
 
@@ -252,7 +327,7 @@ def _difference(expected: Sequence[Any], actual: Sequence[Any]) -> float:
     worst = 0.0
     for one, other in zip(expected, actual, strict=True):
         one, other = _array(one), _array(other)
-        if one.shape != other.shape:
+        if one.shape != other.shape or (one.dtype.kind == "f" and one.dtype != other.dtype):
             return float("inf")
         if not (np.issubdtype(one.dtype, np.number) and np.issubdtype(other.dtype, np.number)):
             worst = worst if np.array_equal(one, other) else float("inf")
@@ -284,5 +359,8 @@ def _is_float(leaf: Any) -> bool:
 def _array(value: Any) -> np.ndarray:
     if isinstance(value, keras.Variable):
         value = value.value
+    tensor = tf.convert_to_tensor(value)
+    if tensor.dtype == tf.bfloat16:
+        tensor = tf.cast(tensor, tf.float32)  # NumPy has no such type.
     # A copy: what `numpy()` gives may be the memory of a variable that changes.
-    return np.array(tf.convert_to_tensor(value).numpy())
+    return np.array(tensor.numpy())

@@ -64,8 +64,17 @@ def _plain(value: Any) -> Any:
     return value.name if isinstance(value, tf.DType) else value
 
 
-def _binary(function: Callable[[Any, Any], Any]) -> Callable:
-    return lambda x, y: function(x, y)
+def _binary(function: Callable[[Any, Any], Any], first: str = "x", second: str = "y") -> Callable:
+    def compute(**given: Any) -> Any:
+        x, y = given.pop(first), given.pop(second)
+        # Operations take a list for several tensors; TensorFlow, for one of the other's type.
+        x, y = (
+            np.asarray(one, dtype=keras.backend.standardize_dtype(other.dtype)) if isinstance(one, list) else one
+            for one, other in ((x, y), (y, x))
+        )
+        return function(x, y, **given)
+
+    return compute
 
 
 def _unary(function: Callable[[Any], Any], argument: str = "x") -> Callable:
@@ -74,6 +83,11 @@ def _unary(function: Callable[[Any], Any], argument: str = "x") -> Callable:
 
 def _reduction(function: Callable) -> Callable:
     return lambda input_tensor, axis=None, keepdims=False: function(input_tensor, axis=axis, keepdims=keepdims)
+
+
+def _position_of(function: Callable) -> Callable:
+    # TensorFlow's first axis is the default, Keras's is all of them; and TensorFlow counts in int64.
+    return lambda input, axis=0, output_type="int64": ops.cast(function(input, axis=axis), output_type)
 
 
 def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False) -> Any:
@@ -116,7 +130,7 @@ def _clip(t: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
     return ops.clip(t, clip_value_min, clip_value_max)
 
 
-def _normalize(x: Any, axis: Any = -1, epsilon: float = 1e-12) -> Any:
+def _normalize(x: Any, axis: Any = None, epsilon: float = 1e-12) -> Any:
     return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=axis, keepdims=True), epsilon))
 
 
@@ -207,9 +221,12 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "__operators__.invert": _unary(ops.logical_not),
     **{f"math.{name}": _unary(function) for name, function in _ELEMENTWISE.items()},
     **{f"math.{name}": _reduction(function) for name, function in _REDUCTIONS.items()},
-    "math.argmax": lambda input, axis=None: ops.argmax(input, axis=axis),
-    "math.argmin": lambda input, axis=None: ops.argmin(input, axis=axis),
-    "argmax": lambda input, axis=None: ops.argmax(input, axis=axis),
+    "__operators__.eq": _binary(ops.equal, "self", "other"),
+    "__operators__.ne": _binary(ops.not_equal, "self", "other"),
+    "math.argmax": _position_of(ops.argmax),
+    "math.argmin": _position_of(ops.argmin),
+    "argmax": _position_of(ops.argmax),
+    "argmin": _position_of(ops.argmin),
     "math.l2_normalize": _normalize,
     "linalg.l2_normalize": _normalize,
     "linalg.matmul": _matmul,

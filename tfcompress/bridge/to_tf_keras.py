@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tf_keras
 
-from tfcompress.bridge.layer_twins import LayerMapping, to_tf_keras_layer
+from tfcompress.bridge.layer_twins import LayerMapping, check_layers, to_tf_keras_layer
 from tfcompress.bridge.operation_layer import operation_layer
 from tfcompress.bridge.parity import Twin, call_layer, check_parity
 from tfcompress.bridge.weights import copy_layer_weights
@@ -51,7 +51,7 @@ def to_tf_keras(model: keras.Model, *, layers: LayerMapping | None = None, check
     if not isinstance(model, keras.Model):
         raise ModelError(f"`to_tf_keras` takes a Keras 3 model. Received: {type(model)}.")
     traced = trace(model, allow_equal_names=True)
-    crossing = _Crossing(unique_names(traced), layers or {})
+    crossing = _Crossing(unique_names(traced), check_layers(layers))
     legacy = replay(traced, crossing.call, new_input=crossing.new_input, new_model=tf_keras.Model)
     if check:
         check_parity(traced, crossing.twins, keras_model=model, legacy_model=legacy)
@@ -107,8 +107,8 @@ class _Crossing:
 
     def _operation(self, call: Call, args: tuple, kwargs: dict) -> Twin:
         operation, name = call.operation, self._name_of_use(call.operation)
-        if type(operation).__name__ in MERGES and not kwargs and _are_tensors_of_one_shape(call.args, args):
-            legacy = getattr(tf_keras.layers, type(operation).__name__)(name=name)
+        if type(operation).__name__ in MERGES and not kwargs and _can_be_merged(call.args, args):
+            legacy = getattr(tf_keras.layers, type(operation).__name__)(name=name, dtype=args[0].dtype.name)
         else:
             legacy = operation_layer(call, name)
 
@@ -131,7 +131,10 @@ class _Crossing:
         return name
 
 
-def _are_tensors_of_one_shape(traced: tuple, args: tuple) -> bool:
+def _can_be_merged(traced: tuple, args: tuple) -> bool:
     if not all(isinstance(arg, Ref) for arg in traced):
         return False
-    return len({tuple(arg.shape) for arg in args}) == 1 and len({arg.dtype for arg in args}) == 1
+    if any(getattr(arg, "_keras_mask", None) is not None for arg in args):
+        return False  # A layer would pass the mask on, and operations of Keras 3 don't.
+    one = args[0]
+    return one.dtype.is_floating and all(arg.shape == one.shape and arg.dtype == one.dtype for arg in args)

@@ -14,8 +14,9 @@ import tf_keras
 
 from tfcompress.bridge.legacy_trace import trace_tf_keras
 from tfcompress.errors import ModelError
+from tfcompress.graph.copy_layer import copy_layer
 from tfcompress.graph.flatten import unique_names
-from tfcompress.graph.trace import trace
+from tfcompress.graph.trace import has_graph, trace
 
 
 def paired_weights(source: Any, target: Any) -> list[tuple[Any, Any]]:
@@ -31,7 +32,7 @@ def paired_weights(source: Any, target: Any) -> list[tuple[Any, Any]]:
     inner = [getattr(layer, "layer", None) for layer in (source, target)]
     if any(isinstance(model, keras.Model | tf_keras.Model) for model in inner):
         return _paired_in_models(*inner)
-    given, wanted = list(source.weights), list(target.weights)
+    given, wanted = _as_created(source), _as_created(target)
     if [_last(weight) for weight in given] != [_last(weight) for weight in wanted]:
         given = _in_order_of(given, wanted)
     if [tuple(weight.shape) for weight in given] != [tuple(weight.shape) for weight in wanted]:
@@ -71,7 +72,7 @@ def copy_weights_back(legacy: Any, model: keras.Model) -> keras.Model:
     Raises:
         ModelError: If a layer with weights is missing in `legacy`, or has others.
     """
-    copy = keras.models.clone_model(model)
+    copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=has_graph(model))
     copy.set_weights(model.get_weights())
     traced, copied = (trace(one, allow_equal_names=True) for one in (model, copy))
     names = unique_names(traced)
@@ -86,6 +87,21 @@ def copy_weights_back(legacy: Any, model: keras.Model) -> keras.Model:
             )
         copy_layer_weights(twins[name], own.operation)
     return copy
+
+
+def _as_created(layer: Any) -> list[Any]:
+    """A layer's weights, whatever part of it is frozen: tf_keras puts the frozen ones of all parts last."""
+    if not isinstance(layer, tf_keras.layers.Layer):
+        return list(layer.weights)
+    parts = [part for part in (layer, *layer.submodules) if isinstance(part, tf_keras.layers.Layer)]
+    flags = [part.trainable for part in parts]
+    layer.trainable = True
+    try:
+        return list(layer.weights)
+    finally:
+        # A layer's flag is set in its parts too, so the outermost comes first.
+        for part, flag in zip(parts, flags, strict=True):
+            part.trainable = flag
 
 
 def _paired_in_models(source: Any, target: Any) -> list[tuple[Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.copy_layer import copy_layer
+from tfcompress.graph.copy_layer import copy_layer, copy_weights
 from tfcompress.graph.trace import Trace, replay, trace
 
 
@@ -64,7 +64,7 @@ def flatten(model: keras.Model) -> keras.Model:
             copies[id(operation)] = copy_layer(operation, name=names[id(operation)])
         result = copies[id(operation)](*args, **kwargs)
         if first_use:
-            copies[id(operation)].set_weights(operation.get_weights())
+            copy_weights(operation, copies[id(operation)])
         return result
 
     return replay(traced, call_copy)

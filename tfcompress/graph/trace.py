@@ -125,7 +125,7 @@ def trace(model: keras.Model, *, allow_equal_names: bool = False) -> Trace:
         )
         if isinstance(original, keras.Model):
             inner = trace(original, allow_equal_names=True)
-            note(result, splice(inner, Call(original, *arguments).sources, calls))
+            note(result, splice(inner, Call(original, *arguments), calls))
         else:
             calls.append(Call(original, *arguments))
             note(result, [Ref(len(calls) - 1, at) for at in range(len(keras.tree.flatten(result)))])
@@ -160,22 +160,34 @@ def trace(model: keras.Model, *, allow_equal_names: bool = False) -> Trace:
     return Trace(model.name, tuple(calls), inputs, outputs)
 
 
-def splice(inner: Trace, sources: Sequence[Ref], calls: list[Call]) -> list[Ref]:
-    """Appends the calls of a nested model to `calls` and returns where its outputs are."""
+def splice(inner: Trace, call: Call, calls: list[Call]) -> list[Ref]:
+    """Appends the calls of a model that `call` uses as a layer to `calls`, and returns where its outputs are."""
     inner_inputs, inner_outputs = keras.tree.flatten(inner.inputs), keras.tree.flatten(inner.outputs)
-    moved: dict[Ref, Ref] = dict(zip(inner_inputs, sources, strict=True))
+    moved: dict[Ref, Ref] = dict(zip(inner_inputs, _sources_of_inputs(inner, call), strict=True))
+    # How many results a call has is known only to its consumers; positions stay as they are.
+    used: dict[int, set[Ref]] = {at: {Ref(at)} for at in range(len(inner.calls))}
+    for ref in [*(ref for one in inner.calls for ref in one.sources), *inner_outputs]:
+        used[ref.call].add(ref)
 
     def move(leaf: Any) -> Any:
         return moved.get(leaf, leaf) if isinstance(leaf, Ref) else leaf
 
-    for at, call in enumerate(inner.calls):
-        if Ref(at) in inner_inputs:
+    for at, one in enumerate(inner.calls):
+        if Ref(at) in moved:
             continue
-        calls.append(Call(call.operation, *keras.tree.map_structure(move, (call.args, dict(call.kwargs)))))
-        # How many results a call has is known only to its consumers; positions stay as they are.
-        used = {ref for later in inner.calls for ref in later.sources if ref.call == at} | {Ref(at)}
-        moved |= {ref: Ref(len(calls) - 1, ref.position) for ref in used | set(inner_outputs) if ref.call == at}
+        calls.append(Call(one.operation, *keras.tree.map_structure(move, (one.args, dict(one.kwargs)))))
+        moved |= {ref: Ref(len(calls) - 1, ref.position) for ref in used[at]}
     return [moved[ref] for ref in inner_outputs]
+
+
+def _sources_of_inputs(inner: Trace, call: Call) -> Sequence[Ref]:
+    """What a call gives to each input of a model; a dict gives by name also to a model with a list of inputs."""
+    given = call.args[0] if call.args else None
+    if isinstance(given, Mapping) and not isinstance(inner.inputs, Mapping):
+        names = [inner.calls[ref.call].operation.name for ref in keras.tree.flatten(inner.inputs)]
+        if set(names) <= set(given):
+            return [given[name] for name in names]
+    return call.sources
 
 
 def replay(
