@@ -74,7 +74,7 @@ def _keras3_function(name: str) -> Callable[[Any], Any]:
     def activation(x: Any) -> Any:
         return function(x)
 
-    activation.__name__ = PREFIX + name
+    activation.__name__ = activation.__qualname__ = PREFIX + name
     return tf_keras.saving.register_keras_serializable(PACKAGE)(activation)
 
 

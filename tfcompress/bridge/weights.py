@@ -122,17 +122,18 @@ def _layers_by_name(model: Any) -> dict[str, Any]:
 
 
 def _in_order_of(given: list, wanted: list) -> list:
-    """`given` sorted like `wanted` by what each is called, if each is called differently; else as it is."""
-    names = [_last(weight) for weight in given]
-    if len(set(names)) == len(names) and set(names) == {_last(weight) for weight in wanted}:
-        by_name = dict(zip(names, given, strict=True))
-        return [by_name[_last(weight)] for weight in wanted]
+    """`given` sorted like `wanted` by what each is called, as much of it as tells them apart; else as it is."""
+    for parts in range(1, 5):
+        names, there = ([_last(weight, parts) for weight in side] for side in (given, wanted))
+        if len(set(names)) == len(names) and set(names) == set(there):
+            by_name = dict(zip(names, given, strict=True))
+            return [by_name[name] for name in there]
     return given
 
 
-def _last(weight: Any) -> str:
-    """What a weight is called within its layer, such as `kernel`."""
-    return getattr(weight, "path", weight.name).rpartition("/")[2].partition(":")[0]
+def _last(weight: Any, parts: int = 1) -> str:
+    """What a weight is called within its layer, such as `kernel`, or with more parts `query/kernel`."""
+    return "/".join(getattr(weight, "path", weight.name).partition(":")[0].split("/")[-parts:])
 
 
 def _value(weight: Any) -> np.ndarray:

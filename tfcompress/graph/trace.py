@@ -84,7 +84,8 @@ def require_functional(model: keras.Model) -> keras.Model:
     if not hasattr(model, "operations"):
         raise ModelError(
             f"Model {model.name!r} must be a functional or Sequential model, since its graph is read. Received: the "
-            f"subclassed model {type(model).__name__}. Build it with `keras.Model(inputs, outputs)`."
+            f"subclassed model {type(model).__name__}. Build it with `keras.Model(inputs, outputs)`, "
+            "or let `tfcompress.load(model)` trace it."
         )
     return model
 
