@@ -25,6 +25,8 @@ from keras import layers
 
 from tfcompress.bridge.guard_config import Consent, check_config, weight_budget
 from tfcompress.bridge.load import load
+from tfcompress.bridge.output_sizes import check_outputs
+from tfcompress.bridge.read_model import LOADING_ERRORS
 from tfcompress.errors import InvalidArgumentError, ModelError
 
 SECONDS, MEGABYTES = 5.0, 300
@@ -527,6 +529,77 @@ BAD = {
         lambda w: w.archive("k3.keras", lambda c: with_arguments(c, power_iterations=10**9)),
         "power_iterations=1,000,000,000",
     ),
+    "parts": (
+        lambda w: w.archive(
+            "k3.keras",
+            lambda c: with_layer(
+                c,
+                module="keras.src.ops.numpy",
+                class_name="Split",
+                config={"name": "y", "indices_or_sections": 300_000},
+            ),
+        ),
+        "indices_or_sections=300,000",
+    ),
+    "parts of an axis": (
+        lambda w: w.archive(
+            "k3.keras",
+            lambda c: with_layer(
+                with_input(c, batch_shape=[None, 300_000]),
+                module="keras.src.ops.core",
+                class_name="Unstack",
+                config={"name": "y", "num": None, "axis": 1},
+            ),
+        ),
+        "it unstacks a tensor, and has axes of 300,000",
+    ),
+    "open sizes": (
+        lambda w: w.archive(
+            "tk.keras",
+            lambda c: with_layer(
+                with_input(c, batch_input_shape=[None, None, None, 1]),
+                class_name="UpSampling2D",
+                config={"name": "y", "size": [200, 200]},
+            ),
+        ),
+        "its layer .* values for a batch of 8; 268,435,456 are allowed",
+    ),
+    "unrolled": (
+        lambda w: w.archive(
+            "k3.keras",
+            lambda c: with_layer(
+                with_input(c, batch_shape=[None, 100_000, 1]),
+                class_name="LSTM",
+                config={"name": "y", "units": 1, "unroll": True},
+                build_config=None,
+            ),
+        ),
+        "100,000 steps; 2,000 are allowed",
+    ),
+    "unrolled in keras 2 h5": (
+        lambda w: w.h5_config(
+            "tk.h5",
+            lambda c: with_layer(
+                with_input(c, batch_input_shape=[None, 100_000, 1]),
+                class_name="Bidirectional",
+                config={
+                    "name": "y",
+                    "layer": {"class_name": "SimpleRNN", "config": {"name": "z", "units": 1, "unroll": True}},
+                },
+            ),
+        ),
+        "100,000 steps; 2,000 are allowed",
+    ),
+    "unrolled in saved model": (
+        lambda w: w.metadata(
+            lambda c: with_layer(
+                with_input(c, batch_input_shape=[None, 100_000, 1]),
+                class_name="LSTM",
+                config={"name": "y", "units": 1, "unroll": True},
+            )
+        ),
+        "100,000 steps; 2,000 are allowed",
+    ),
     "nested 300 times": (lambda w: w.archive("k3.keras", text=nested(300)), "more than 256 deep"),
     "nested 100,000 times": (lambda w: w.archive("k3.keras", text=nested(100_000)), "more than 256 deep"),
     "large config": (lambda w: w.archive("k3.keras", text=" " * (33 << 20)), "config.json may have"),
@@ -571,6 +644,142 @@ def test_the_payloads_would_run(tmp_path, good):
     path = workshop.archive("k3.keras", lambda_3(workshop))
     load(path, allow_lambda=True)
     assert workshop.canary.exists()
+
+
+HIDDEN = {
+    "Lambda": (lambda w: lambda_2(w)({"config": {"layers": [{}]}})["config"]["layers"][0]["config"], "a Lambda layer"),
+    "StringLookup": (lambda w: {"name": "y", "vocabulary": "/etc/hostname"}, "would read the file '/etc/hostname'"),
+    "TFOpLambda": (lambda w: {"name": "y", "function": "io.read_file"}, "the TensorFlow function 'io.read_file'"),
+    "Dense": (lambda w: {"name": "y", "units": 10**7}, "units=10,000,000"),
+}
+# Known to Keras 3 only, and to tf_keras only.
+KNOWN = ("tfcompress>legacy_hard_sigmoid", "tfcompress>Keras3Operation")
+
+
+@pytest.mark.parametrize("registered", KNOWN)
+@pytest.mark.parametrize("name", ["k3.keras", "tk.keras", "k3.h5", "tk.h5"])
+@pytest.mark.parametrize("hidden", HIDDEN)
+def test_nothing_hides_behind_a_known_name(hidden, name, registered, good, tmp_path):
+    import tfcompress.bridge.operation_layer  # noqa: F401  (registers the second)
+
+    workshop = Workshop(good, tmp_path)
+    make, match = HIDDEN[hidden]
+    change = workshop.archive if name.endswith(".keras") else workshop.h5_config
+
+    def hide(config):
+        return with_layer(config, class_name=hidden, registered_name=registered, config=make(workshop))
+
+    with pytest.raises(ModelError, match=match):
+        load(change(name, hide))
+    assert not workshop.canary.exists()
+
+
+@pytest.mark.parametrize("name", ["k3.h5", "tk.h5"])
+def test_a_class_that_says_to_be_another_one_is_refused(name, good, tmp_path):
+    def change(config):
+        return with_layer(config, module=None, registered_name=KNOWN[0])
+
+    with pytest.raises(ModelError, match="names the class 'Dense', and says that it is registered as 'tfcompress>"):
+        load(Workshop(good, tmp_path).h5_config(name, change))
+
+
+@pytest.mark.parametrize(("name", "registered"), [("k3.keras", KNOWN[1]), ("tk.keras", KNOWN[0])])
+def test_a_name_that_only_the_other_keras_knows_imports_nothing(name, registered, good, tmp_path, monkeypatch):
+    import tfcompress.bridge.operation_layer  # noqa: F401
+
+    (tmp_path / "shop.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def change(config):
+        return with_layer(config, module="shop", class_name="Mine", registered_name=registered)
+
+    with pytest.raises(ModelError, match="neither of Keras nor registered"):
+        load(Workshop(good, tmp_path).archive(name, change))
+
+
+def test_safe_mode_is_a_second_wall(good, tmp_path, monkeypatch):
+    """Where the guard would overlook a Lambda, the loader of `.h5` files refuses it still."""
+    workshop = Workshop(good, tmp_path)
+    path = workshop.h5_config("tk.h5", lambda_2(workshop))
+    monkeypatch.setattr("tfcompress.bridge.read_model.check_config", lambda text, *rest: json.loads(text))
+    with pytest.raises(ModelError, match="arbitrary code execution"):
+        load(path)
+    assert not workshop.canary.exists()
+
+
+def operation(**changes) -> str:
+    relu = {"module": "keras.src.ops.nn", "class_name": "Relu", "config": {"name": "r"}, "registered_name": "Relu"}
+    return json.dumps(relu | changes)
+
+
+TENSOR = '[[{"__tensor_at__": 0}], {}]'
+SET_FLOATX = {"module": "keras.config", "class_name": "function", "config": "set_floatx", "registered_name": None}
+NO_OPERATIONS = {
+    "a function": (operation(**SET_FLOATX), '[["float16"], {}]'),
+    "a function of keras.ops": (operation(module="keras.ops", class_name="function", config="relu"), TENSOR),
+    "a layer": (
+        operation(module="keras.layers", class_name="Dense", config={"units": 2}, registered_name=None),
+        TENSOR,
+    ),
+    "a model": (operation(module="keras.src.ops.function", class_name="Function"), TENSOR),
+    "a known name": (operation(registered_name="tfcompress>legacy_hard_sigmoid"), TENSOR),
+    "a function within": (operation(class_name="Map", config={"f": SET_FLOATX}, registered_name="Map"), TENSOR),
+    "a class within": (operation(), json.dumps([[{"__tensor_at__": 0}, {"class_name": "Popen", "config": {}}], {}])),
+    "no tensor": (operation(), "[[1.0], {}]"),
+    "no JSON": ("{", TENSOR),
+    "a number": (1, TENSOR),
+}
+
+
+@pytest.mark.parametrize("case", NO_OPERATIONS)
+@pytest.mark.parametrize("name", ["tk.keras", "tk.h5"])
+def test_a_layer_of_an_operation_holds_nothing_else(case, name, good, tmp_path):
+    from tfcompress.bridge.operation_layer import Keras3Operation
+
+    described, arguments = NO_OPERATIONS[case]
+    config = {"name": "y", "operation": described, "arguments": arguments}
+    with pytest.raises(ModelError, match="must hold an operation of Keras"):
+        Keras3Operation(**config)
+    workshop = Workshop(good, tmp_path)
+    if name == "tk.keras":
+        where = {"module": "tfcompress.bridge.operation_layer", "registered_name": "tfcompress>Keras3Operation"}
+        path = workshop.archive(name, lambda c: with_layer(c, class_name="Keras3Operation", config=config, **where))
+    else:
+        path = workshop.h5_config(name, lambda c: with_layer(c, class_name="tfcompress>Keras3Operation", config=config))
+    with pytest.raises(ModelError, match="its layer 'y' is no operation of Keras"):
+        load(path)
+    assert keras.config.floatx() == "float32"
+
+
+def test_large_networks_are_not_refused():
+    """A ResNet-152 for 224x224, and a segmentation network for 1024x1024 with 32 channels, by their largest tensors."""
+    inputs = tf_keras.Input((1024, 1024, 3))
+    x = tf_keras.layers.Conv2D(32, 3, padding="same")(inputs)
+    for _ in range(4):
+        x = tf_keras.layers.Conv2D(32, 3, padding="same")(x)
+    check_outputs(tf_keras.Model(inputs, x), "file", LOADING_ERRORS)
+    small = tf_keras.Input((224, 224, 3))
+    check_outputs(tf_keras.Model(small, tf_keras.layers.Conv2D(64, 7, strides=2)(small)), "file", LOADING_ERRORS)
+    for _ in range(40):
+        x = tf_keras.layers.ReLU()(x)
+    with pytest.raises(ModelError, match="its layers give"):
+        check_outputs(tf_keras.Model(inputs, x), "file", LOADING_ERRORS)
+
+
+def test_outputs_of_a_layer_that_is_called_twice_are_counted():
+    inputs = tf_keras.Input((64, 64, 1))
+    grow = tf_keras.layers.UpSampling2D(10)
+    with pytest.raises(ModelError, match="gives 327,680,000 values"):
+        check_outputs(tf_keras.Model(inputs, grow(grow(inputs))), "file", LOADING_ERRORS)
+
+
+def test_unrolled_layers_of_some_steps_are_read(tmp_path):
+    inputs = tf_keras.Input((6, 2))
+    original = tf_keras.Model(inputs, tf_keras.layers.LSTM(3, unroll=True)(inputs))
+    original.save(tmp_path / "unrolled.h5")
+    model = load(tmp_path / "unrolled.h5")
+    x = np.random.default_rng(0).normal(size=(4, 6, 2)).astype("float32")
+    assert model.layers[-1].unroll and np.allclose(model(x), original(x), atol=1e-5)
 
 
 def test_the_input_of_a_custom_class_is_found_in_consent():

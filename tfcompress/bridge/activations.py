@@ -7,6 +7,8 @@ registered, so that a saved model finds it again. Left out: activation layers, w
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +63,25 @@ def from_tf_keras_activation(activation: Any) -> Any:
     if name == "hard_sigmoid":
         return legacy_hard_sigmoid
     raise _unknown(name, "Keras 3")
+
+
+def register_named_in(text: str) -> None:
+    """Registers the Keras 3 activations that a configuration names, so that tf_keras finds them.
+
+    Args:
+        text: The JSON of a model that `to_tf_keras` may have made; other names in it are left alone.
+    """
+    for name in set(re.findall(rf'"{PACKAGE}>{PREFIX}([a-z]\w*)"', text)):
+        if name not in ("get", "serialize", "deserialize") and inspect.isfunction(getattr(keras.activations, name, 0)):
+            _keras3_function(name)
+
+
+def as_names(text: str) -> str:
+    """The same configuration with the Keras 3 activations in it as names.
+
+    tf_keras writes a function as an object with a module, which its own reader of `.h5` files does not take.
+    """
+    return re.sub(rf'\{{[^{{}}]*"config": ("{PACKAGE}>{PREFIX}[a-z]\w*")[^{{}}]*\}}', r"\1", text)
 
 
 @functools.cache

@@ -173,12 +173,12 @@ class _Part(io.RawIOBase):
 
 
 @contextlib.contextmanager
-def open_h5(source: Path | BinaryIO, where: str) -> Iterator[Any]:
-    """Opens an HDF5 file for reading; what the library raises on a broken one becomes a `ModelError`."""
+def open_h5(source: Path | BinaryIO, where: str, mode: str = "r") -> Iterator[Any]:
+    """Opens an HDF5 file, to read unless `mode` says so; what the library raises on a broken one is a `ModelError`."""
     import h5py
 
     try:
-        with h5py.File(source, "r") as file:
+        with h5py.File(source, mode) as file:
             yield file
     except _H5_ERRORS as error:
         if isinstance(error, ModelError):

@@ -16,7 +16,6 @@ import inspect
 import json
 import math
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,6 +25,7 @@ import tensorflow as tf
 import tfcompress.layers  # noqa: F401  (registers the layers that a file may hold)
 from tfcompress.bridge.application_layers import is_application_layer
 from tfcompress.bridge.guard import refuse
+from tfcompress.bridge.operation_names import read_operation
 from tfcompress.bridge.tf_functions import FUNCTIONS
 
 DEPTH = 256
@@ -47,6 +47,10 @@ _SIZES = (
 # Loops that Keras unrolls while it builds a model.
 _LOOPS = ("power_iterations", "num_chains", "chain_depth", "num_ops")
 _LOOP_LIMIT = 1_000
+# Each part that a tensor is split into is an object of Python.
+_PARTS = ("num", "indices_or_sections", "num_or_size_splits")
+_SHAPES = ("batch_shape", "batch_input_shape", "shape", "newshape", "target_shape", "n", "size")
+_PART_LIMIT = 4_000
 _FILES = ("vocabulary", "merges", "proto", "filepath", "vocabulary_file")
 # Where functions that a layer may have are found: activations, initializers, operations, and the like.
 _HOMES = (
@@ -85,15 +89,15 @@ class Consent:
     custom_objects: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     allow_lambda: bool = False
 
-    def knows(self, name: Any) -> bool:
-        """Whether a name is the user's own: given here, or registered with Keras."""
-        known = [self.custom_objects, keras.saving.get_custom_objects()]
-        if "tf_keras" in sys.modules:
-            known.append(sys.modules["tf_keras"].saving.get_custom_objects())
+    def knows(self, name: Any, library: Any = keras) -> bool:
+        """Whether a name is the user's own: given here, or registered with the Keras that reads the file."""
+        known = (self.custom_objects, library.saving.get_custom_objects())
         return isinstance(name, str) and any(name in objects for objects in known)
 
 
-def check_config(text: bytes, where: str, consent: Consent, stored_values: int | None) -> dict[str, Any]:
+def check_config(
+    text: bytes, where: str, consent: Consent, stored_values: int | None, library: Any = keras
+) -> dict[str, Any]:
     """Checks the JSON configuration of a model.
 
     Args:
@@ -101,6 +105,8 @@ def check_config(text: bytes, where: str, consent: Consent, stored_values: int |
         where: The file, for errors.
         consent: What may be in it beside what Keras has.
         stored_values: How many weights the file holds, to hold the sizes of layers against.
+        library: The Keras that is to read it, `keras` or `tf_keras`. Each has a registry of its own, and imports what
+            it does not find there.
 
     Returns:
         The configuration.
@@ -118,7 +124,10 @@ def check_config(text: bytes, where: str, consent: Consent, stored_values: int |
         raise refuse(where, f"its configuration must be a JSON object. Received: {type(config).__name__}")
     # Models are not compiled when they are read, so losses and optimizers are never built.
     checked = {key: value for key, value in config.items() if key not in ("compile_config", "training_config")}
-    _check(checked, _Checker(where, consent, stored_values))
+    checker = _Checker(where, consent, stored_values, library)
+    _check(checked, checker)
+    if checker.unstacks and checker.longest > _PART_LIMIT:
+        raise checker.refuse(f"it unstacks a tensor, and has axes of {checker.longest:,}; {_PART_LIMIT:,} are allowed")
     return config
 
 
@@ -127,7 +136,14 @@ class _Checker:
     where: str
     consent: Consent
     stored_values: int | None
+    library: Any
     layers: int = 0
+    # Whether a tensor is taken apart along an axis of whatever length it has, and the longest axis that is declared.
+    unstacks: bool = False
+    longest: int = 0
+
+    def knows(self, name: Any) -> bool:
+        return self.consent.knows(name, self.library)
 
     def refuse(self, what: str, remedy: str = "Load models from sources that you trust only.") -> Exception:
         return refuse(self.where, what, remedy)
@@ -145,6 +161,7 @@ def _check(config: dict[str, Any], checker: _Checker) -> None:
                 if checker.layers > LAYERS:
                     raise checker.refuse(f"a model has at most {LAYERS:,} layers")
                 _check_nodes(value, checker)
+            _check_parts(value, checker)
             if "class_name" in value:
                 _check_object(value, checker)
             waiting.extend((part, depth + 1) for part in value.values())
@@ -170,6 +187,17 @@ def _has_tensor(value: Any) -> bool:
     return (kinds == [str, int, int] and value[0] != "_CONSTANT_VALUE") or any(map(_has_tensor, value))
 
 
+def _check_parts(value: dict[str, Any], checker: _Checker) -> None:
+    """Bounds what a tensor is split into; the graph gets each part while it is built."""
+    for key in _PARTS:
+        parts = len(value[key]) if isinstance(value.get(key), list) else value.get(key)
+        if isinstance(parts, int | float) and parts > _PART_LIMIT:
+            raise checker.refuse(f"it takes a tensor apart with {key}={parts:,}; {_PART_LIMIT:,} are allowed")
+    for key in _SHAPES:
+        sizes = value[key] if isinstance(value.get(key), list) else [value.get(key)]
+        checker.longest = max([checker.longest, *(size for size in sizes if isinstance(size, int))])
+
+
 def _check_object(value: dict[str, Any], checker: _Checker) -> None:
     """Checks one class or function that a configuration names."""
     name, module = value.get("class_name"), value.get("module")
@@ -179,34 +207,41 @@ def _check_object(value: dict[str, Any], checker: _Checker) -> None:
         raise checker.refuse("it has an input of a type other than a tensor", "Save the model with plain inputs.")
     if name in _MARKERS:
         return
-    registered = value.get("registered_name")
-    key = value.get("config") if name == "function" else registered or name
-    if checker.consent.knows(key):
+    registered = value.get("registered_name", name)
+    if not isinstance(registered, str | None):
+        raise checker.refuse(f"a registered name must be a text. Received: {registered!r}")
+    # These hold whatever the class is registered as: some loaders look at `class_name` only.
+    if name in ("Lambda", "__lambda__") and not checker.consent.allow_lambda:
+        raise checker.refuse(
+            "it has a Lambda layer, whose Python code is in the file and would be run",
+            "If you trust where it comes from, pass `allow_lambda=True`.",
+        )
+    if name == "__lambda__":
         return
-    described = f"{module}.{key}" if module else str(key)
-    if name in ("Lambda", "__lambda__"):
-        if not checker.consent.allow_lambda:
-            raise checker.refuse(
-                "it has a Lambda layer, whose Python code is in the file and would be run",
-                "If you trust where it comes from, pass `allow_lambda=True`.",
-            )
-        if name == "__lambda__":
-            return
-    if name in _CARRIERS:
+    if name in _CARRIERS and not checker.knows(name):
         raise checker.refuse(
             f"its layer {_layer_name(value)} is a {name}, which brings a model or code of another library",
             f"If you trust where it comes from, pass `custom_objects={{{name!r}: keras.layers.{name}}}`.",
         )
-    is_of_keras = module in (None, "builtins") or _OF_KERAS.match(module) or is_application_layer(name, module)
-    if not is_of_keras:
-        raise _unknown(described, checker)
-    if name == "function":
-        _check_function(key, module, described, checker)
-    elif not re.fullmatch(r"[A-Z]\w*", name) or module == "builtins":
-        raise _unknown(described, checker)
-    elif module is None and registered not in (None, name):
-        raise _unknown(registered, checker)
     _check_arguments(value, name, checker)
+    if name == "function":
+        _check_function(value.get("config"), registered, module, checker)
+    else:
+        _check_class(name, registered, module, checker)
+
+
+def _check_class(name: str, registered: str | None, module: str | None, checker: _Checker) -> None:
+    # Without a module, loaders look up `class_name`; with one, `registered_name`, and then import the module.
+    if not module and registered is not None and registered.rpartition(">")[2] != name and registered != name:
+        raise checker.refuse(f"it names the class {name!r}, and says that it is registered as {registered!r}")
+    if checker.knows(registered) or (not module and checker.knows(name)):
+        return
+    described = f"{module}.{registered or name}" if module else registered or name
+    is_of_keras = module in (None, "builtins") or _OF_KERAS.match(module) or is_application_layer(name, module)
+    if not is_of_keras or not re.fullmatch(r"[A-Z]\w*", name) or module == "builtins":
+        raise _unknown(described, checker)
+    if module is None and registered not in (None, name):
+        raise _unknown(described, checker)
 
 
 def _unknown(described: str, checker: _Checker) -> Exception:
@@ -217,11 +252,20 @@ def _unknown(described: str, checker: _Checker) -> Exception:
     )
 
 
-def _check_function(name: Any, module: str | None, described: str, checker: _Checker) -> None:
+def _check_function(name: Any, registered: str | None, module: str | None, checker: _Checker) -> None:
     """A function must be one that a layer may have: an activation, an initializer, an operation, and the like."""
-    is_name = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
-    if not is_name or not any(callable(getattr(home, name, None)) for home in _HOMES):
+    described = f"{module}.{name}" if module else str(name)
+    if registered not in (None, "function", name) and str(registered).rpartition(">")[2] != name:
         raise _unknown(described, checker)
+    if checker.knows(name):
+        return
+    if not (module in (None, "builtins") or _OF_KERAS.match(str(module))) or not _is_function_of_keras(name):
+        raise _unknown(described, checker)
+
+
+def _is_function_of_keras(name: Any) -> bool:
+    is_name = isinstance(name, str) and name.isidentifier() and not name.startswith("_")
+    return is_name and any(callable(getattr(home, name, None)) for home in _HOMES)
 
 
 def _check_arguments(value: dict[str, Any], name: str, checker: _Checker) -> None:
@@ -244,12 +288,28 @@ def _check_arguments(value: dict[str, Any], name: str, checker: _Checker) -> Non
                 if key in _SIZES
                 else f"its layer {_layer_name(value)} has {key}={size:,}; {limit:,} are allowed"
             )
+    if name == "Unstack" or config.get("function") == "unstack":
+        checker.unstacks = True
+    if name.rpartition(">")[2] == "Keras3Operation":
+        _check_operation(config, checker)
     if name in ("TFOpLambda", "SlicingOpLambda"):
         _check_tf_function(config.get("function"), checker)
     if name in ("ClassMethod", "InstanceMethod", "InstanceProperty"):
         _check_tf_member(config, checker)
     if name in ("TensorFlowOpLayer", "AddLoss", "AddMetric"):
         _check_graph_op(config.get("node_def"), name, checker)
+
+
+def _check_operation(config: dict[str, Any], checker: _Checker) -> None:
+    """An operation of Keras 3 in a layer of tf_keras is written as text."""
+    try:
+        described = read_operation(config.get("operation"), config.get("arguments"))
+    except ValueError as error:
+        raise checker.refuse(f"its layer {config.get('name')!r} is no operation of Keras: {error}") from error
+    # Keras 3 reads it, and finds in its registry what tf_keras does not.
+    inner = dataclasses.replace(checker, library=keras)
+    _check({"operation": list(described)}, inner)
+    checker.unstacks, checker.longest = checker.unstacks or inner.unstacks, max(checker.longest, inner.longest)
 
 
 def _layer_name(value: dict[str, Any]) -> str:

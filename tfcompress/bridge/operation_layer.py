@@ -1,8 +1,8 @@
 """A `keras.ops` operation of a Keras 3 graph as a layer of tf_keras.
 
 Invariant: it runs the very operation that Keras 3 runs, since both compute with TensorFlow; its configuration is JSON,
-and is read back without executing anything else. Left out: sums and products of two equal tensors, for which tf_keras
-has layers of its own (`to_tf_keras.py`).
+and nothing but an operation is built from it (`operation_names.py`). Left out: sums and products of two equal tensors,
+for which tf_keras has layers of its own (`to_tf_keras.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from typing import Any
 import keras
 import tf_keras
 
+from tfcompress.bridge.operation_names import PLACE, read_operation
 from tfcompress.errors import ModelError
 from tfcompress.graph.trace import Call, Ref
-
-_PLACE = "__tensor_at__"
 
 
 @tf_keras.saving.register_keras_serializable("tfcompress")
@@ -28,17 +27,24 @@ class Keras3Operation(tf_keras.layers.Layer):
         operation: The operation as JSON, as `keras.saving.serialize_keras_object` gives it.
         arguments: `[args, kwargs]` as JSON, with `{"__tensor_at__": n}` in the place of input n.
 
+    Raises:
+        ModelError: If it is anything else than an operation of `keras.ops`, such as a function.
+
     Input: a tensor or a list of them. Output: what the operation gives.
     """
 
     def __init__(self, operation: str, arguments: str, **kwargs: Any):
-        super().__init__(**kwargs)
+        # Operations compute in the type that comes in.
+        super().__init__(**{**kwargs, "autocast": False})
         self._operation_json, self._arguments_json = operation, arguments
-        described = json.loads(operation)
-        if not str(described.get("module", "")).startswith("keras.") or described.get("class_name") == "Lambda":
-            raise ModelError(f"A Keras3Operation must hold an operation of Keras. Received: {described}.")
+        try:
+            described, given = read_operation(operation, arguments)
+        except ValueError as error:
+            raise ModelError(f"A Keras3Operation must hold an operation of Keras: {error}.") from error
         self._operation = keras.saving.deserialize_keras_object(described)
-        self._arguments = (keras.saving.deserialize_keras_object(json.loads(arguments)),)
+        if not isinstance(self._operation, keras.Operation) or isinstance(self._operation, keras.layers.Layer):
+            raise ModelError(f"A Keras3Operation must hold an operation of Keras, and no layer. Received: {described}.")
+        self._arguments = (keras.saving.deserialize_keras_object(given),)
 
     def fill(self, tensors: Any) -> tuple[tuple, dict]:
         """The arguments of the operation, with the tensors in their places."""
@@ -46,8 +52,8 @@ class Keras3Operation(tf_keras.layers.Layer):
 
         def place(value: Any) -> Any:
             if isinstance(value, Mapping):
-                if set(value) == {_PLACE}:
-                    return flat[value[_PLACE]]
+                if set(value) == {PLACE}:
+                    return flat[value[PLACE]]
                 return {key: place(inner) for key, inner in value.items()}
             if isinstance(value, list | tuple):
                 return [place(inner) for inner in value]
@@ -83,7 +89,7 @@ def operation_layer(call: Call, name: str) -> Keras3Operation:
     """
     at = iter(range(len(call.sources)))
     args, kwargs = keras.tree.map_structure(
-        lambda leaf: {_PLACE: next(at)} if isinstance(leaf, Ref) else leaf, (call.args, dict(call.kwargs))
+        lambda leaf: {PLACE: next(at)} if isinstance(leaf, Ref) else leaf, (call.args, dict(call.kwargs))
     )
     try:
         operation = json.dumps(keras.saving.serialize_keras_object(call.operation))

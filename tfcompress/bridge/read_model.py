@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import re
 import shutil
 import tempfile
@@ -23,8 +22,10 @@ import tensorflow as tf
 from tfcompress.bridge import guard
 from tfcompress.bridge.checkpoint import check_checkpoint
 from tfcompress.bridge.guard_config import Consent, check_config, weight_budget
+from tfcompress.bridge.output_sizes import check_outputs
 from tfcompress.bridge.recognize import Kind, Recognized
 from tfcompress.bridge.saved_metadata import root_metadata
+from tfcompress.bridge.unrolled import check_steps, safe_mode
 from tfcompress.errors import ModelError
 
 # What zipfile, h5py, JSON, the layers and TensorFlow raise on what is no sound model, and Keras lets through.
@@ -43,8 +44,6 @@ LOADING_ERRORS = (
     zipfile.BadZipFile,
     tf.errors.OpError,
 )
-# Of one layer and sample; 1 GiB of float32. An image of 4 megapixels with 64 channels has as many.
-OUTPUT_VALUES = 1 << 28
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 
 
@@ -64,48 +63,46 @@ def read_model(found: Recognized, consent: Consent, notes: list[str]) -> Any:
     """
     model = _READERS[found.kind](found.path, consent, notes)
     if not isinstance(model, keras.Model):
-        _check_outputs(model, repr(str(found.path)))
+        # A model that crosses the bridge is run.
+        check_outputs(model, repr(str(found.path)), LOADING_ERRORS)
     return model
 
 
-def _check_outputs(model: Any, where: str) -> None:
-    """Refuses layers with outputs that no machine holds, since a model that crosses the bridge is run."""
-    waiting = list(model.layers)
-    while waiting:
-        layer = waiting.pop()
-        waiting.extend(getattr(layer, "layers", ()))
-        for tensor in keras.tree.flatten(getattr(layer, "output", ())):
-            values = math.prod(size or 1 for size in tensor.shape)
-            if values > OUTPUT_VALUES:
-                raise guard.refuse(
-                    where,
-                    f"its layer {layer.name!r} gives {values:,} values for each sample; {OUTPUT_VALUES:,} are allowed",
-                )
-
-
 def _archive(path: Path, consent: Consent, notes: list[str]) -> keras.Model:
-    values = _check_archive(path, consent)
-    return _load(keras, path, ".keras", consent, values)
+    return _load_archive(_keras_3, path, consent)
 
 
 def _legacy_archive(path: Path, consent: Consent, notes: list[str]) -> Any:
+    model = _load_archive(_tf_keras, path, consent)
+    notes.append(f"{path.name} was written by Keras 2 and read with tf_keras.")
+    return model
+
+
+def _keras_3(config: bytes) -> Any:
+    return keras
+
+
+def _tf_keras(config: bytes) -> Any:
+    """tf_keras, which knows what `to_tf_keras` may have put into a model of this configuration."""
     import tf_keras
 
-    values = _check_archive(path, consent)
-    notes.append(f"{path.name} was written by Keras 2 and read with tf_keras.")
-    return _load(tf_keras, path, ".keras", consent, values)
+    # Both register what they define.
+    import tfcompress.bridge.operation_layer  # noqa: F401
+    from tfcompress.bridge.activations import register_named_in
+
+    register_named_in(config.decode("utf-8", "replace"))
+    return tf_keras
 
 
-def _check_archive(path: Path, consent: Consent) -> int:
-    """Checks a `.keras` archive, and gives the number of values in its weights."""
+def _load_archive(choose: Callable[[bytes], Any], path: Path, consent: Consent) -> Any:
+    """Checks a `.keras` archive, and loads it."""
     where = repr(str(path))
     sizes = guard.check_zip(path)
     if _WEIGHTS not in sizes:
         raise guard.refuse(where, f"it has no {_WEIGHTS}", "Save the model again with `model.save`.")
     with guard.open_member(path, _WEIGHTS) as member, guard.open_h5(member, f"{_WEIGHTS} in {where}") as file:
         values = guard.check_h5(file, where, sizes[_WEIGHTS])
-    check_config(guard.read_member(path, _CONFIG), where, consent, values)
-    return values
+    return _load(choose, path, ".keras", consent, values, guard.read_member(path, _CONFIG))
 
 
 def _folder(path: Path, consent: Consent, notes: list[str]) -> keras.Model:
@@ -117,14 +114,13 @@ def _folder(path: Path, consent: Consent, notes: list[str]) -> keras.Model:
         raise guard.refuse(where, f"{_CONFIG} may have {guard.CONFIG_BYTES:,} bytes")
     with guard.open_h5(weights, repr(str(weights))) as file:
         values = guard.check_h5(file, where, weights.stat().st_size)
-    check_config(config.read_bytes(), where, consent, values)
-    return _load(keras, path, "", consent, values)
+    return _load(_keras_3, path, "", consent, values, config.read_bytes())
 
 
 def _h5(path: Path, consent: Consent, notes: list[str]) -> keras.Model:
-    values, _ = _check_h5(path, consent)
+    values, config = _open_h5(path)
     try:
-        return _load(keras, path, ".h5", consent, values)
+        return _load(_keras_3, path, ".h5", consent, values, config)
     except ModelError as error:
         unknown = re.match(r"Unknown layer: '(\w+)'", str(error.__cause__))
         if unknown is None:
@@ -137,48 +133,45 @@ def _h5(path: Path, consent: Consent, notes: list[str]) -> keras.Model:
 
 
 def _legacy_h5(path: Path, consent: Consent, notes: list[str]) -> Any:
-    """Keras 3 reads most files of Keras 2 itself; tf_keras reads the others, and those that would compute otherwise."""
-    import tf_keras
-
-    values, config = _check_h5(path, consent)
-    # Keras 3 has another function of that name.
-    if b'"hard_sigmoid"' in config:
-        reason = "it has a hard_sigmoid, which is another function in Keras 3"
-    else:
+    """Keras 3 reads most files of Keras 2 too, but some compute something else there; the bridge compares them."""
+    values, config = _open_h5(path)
+    try:
+        model = _load(_tf_keras, path, ".h5", consent, values, config)
+    except ModelError as error:
+        if b'"hard_sigmoid"' in config:  # Keras 3 has another function of that name.
+            raise
         try:
-            model = _load(keras, path, ".h5", consent, values)
-        except ModelError as error:
-            if error.__cause__ is None:
-                raise
-            reason = f"Keras 3 does not read it ({_first_line(error.__cause__)})"
-        else:
-            notes.append(f"{path.name} was written by Keras 2; Keras 3 read it.")
-            return model
-    model = _load(tf_keras, path, ".h5", consent, values)
-    notes.append(f"{path.name} was written by Keras 2 and read with tf_keras, since {reason}.")
+            model = _load(_keras_3, path, ".h5", consent, values, config)
+        except ModelError:
+            raise error from error.__cause__
+        notes.append(
+            f"{path.name} was written by Keras 2; Keras 3 read it, and nothing compared it with Keras 2, since "
+            f"tf_keras does not read it ({_first_line(error.__cause__ or error)})."
+        )
+        return model
+    notes.append(f"{path.name} was written by Keras 2 and read with tf_keras.")
     return model
 
 
-def _check_h5(path: Path, consent: Consent) -> tuple[int, bytes]:
+def _open_h5(path: Path) -> tuple[int, bytes]:
+    """Checks an `.h5` file, and gives the number of values in it and the configuration, which is not checked yet."""
     where = repr(str(path))
     with guard.open_h5(path, where) as file:
         values = guard.check_h5(file, where, path.stat().st_size)
-        config = guard.h5_attribute(file, "model_config", where)
-    check_config(config, where, consent, values)
-    return values, config
+        return values, guard.h5_attribute(file, "model_config", where)
 
 
 def _saved_model(path: Path, consent: Consent, notes: list[str]) -> Any:
     """Builds the layers of a SavedModel and loads its variables; the graph in it is not run, nor even read."""
-    import tf_keras
-
     where, prefix = repr(str(path)), path / "variables" / "variables"
     values = check_checkpoint(prefix)
     metadata = root_metadata(path / "keras_metadata.pb")
     name, config = metadata.get("class_name"), metadata.get("config")
     if not isinstance(config, dict) or not isinstance(name, str):
         raise guard.damaged(where, ValueError("its keras_metadata.pb describes no model"))
-    check_config(json.dumps({"class_name": name, "config": config}).encode(), where, consent, values)
+    text = json.dumps({"class_name": name, "config": config}).encode()
+    tf_keras = _tf_keras(text)
+    check_config(text, where, consent, values, tf_keras)
     if "layers" not in config or name not in ("Functional", "Sequential", "Model"):
         raise ModelError(
             f"{where} holds the subclassed model {name}, whose layers are not described in it. Build it in code, and "
@@ -186,7 +179,8 @@ def _saved_model(path: Path, consent: Consent, notes: list[str]) -> Any:
         )
     with _reading(where, "tf_keras"), weight_budget(values, where):
         serialized = {"class_name": name, "config": _without_tuples(config)}
-        with tf_keras.saving.custom_object_scope(dict(consent.custom_objects)):
+        check_steps(serialized, tf_keras, consent, where)
+        with tf_keras.saving.custom_object_scope(dict(consent.custom_objects)), safe_mode(tf_keras, consent):
             model = tf_keras.layers.deserialize(serialized)
         # Some entries, such as the counter of saves, belong to no layer.
         model.load_weights(str(prefix)).expect_partial().assert_existing_objects_matched()
@@ -203,20 +197,43 @@ def _without_tuples(value: Any) -> Any:
     return [_without_tuples(item) for item in value] if isinstance(value, list) else value
 
 
-def _load(library: Any, path: Path, suffix: str, consent: Consent, values: int) -> Any:
+def _load(choose: Callable[[bytes], Any], path: Path, suffix: str, consent: Consent, values: int, config: bytes) -> Any:
+    """Loads a file, once its configuration has been checked for the Keras that `choose` gives."""
     where = repr(str(path))
+    library = choose(config)
+    checked = check_config(config, where, consent, values, library)
     is_keras_3 = library is keras
     with (
         _reading(where, "Keras" if is_keras_3 else "tf_keras"),
-        named(path, suffix) as readable,
-        weight_budget(values, where),
+        named(path, suffix) as named_path,
+        _with_named_functions(named_path, config) as readable,
     ):
-        return library.models.load_model(
-            readable if is_keras_3 else str(readable),
-            custom_objects=dict(consent.custom_objects),
-            compile=False,
-            safe_mode=not consent.allow_lambda,
-        )
+        with weight_budget(values, where):
+            check_steps(checked, library, consent, where)
+        with weight_budget(values, where), safe_mode(library, consent):
+            return library.models.load_model(
+                readable if is_keras_3 else str(readable),
+                custom_objects=dict(consent.custom_objects),
+                compile=False,
+                safe_mode=not consent.allow_lambda,
+            )
+
+
+@contextlib.contextmanager
+def _with_named_functions(path: Path, config: bytes) -> Iterator[Path]:
+    """An `.h5` file of what `to_tf_keras` made, as tf_keras can read it."""
+    text = config.decode("utf-8", "replace")
+    if path.suffix != ".h5" or '"tfcompress>keras3_' not in text:
+        yield path
+        return
+    # Late, since it imports tf_keras.
+    from tfcompress.bridge.activations import as_names
+
+    with tempfile.TemporaryDirectory(prefix="tfcompress-load-") as folder:
+        copy = Path(shutil.copyfile(path, Path(folder) / "model.h5"))
+        with guard.open_h5(copy, repr(str(path)), "r+") as file:
+            file.attrs["model_config"] = as_names(text)
+        yield copy
 
 
 @contextlib.contextmanager

@@ -18,7 +18,9 @@ from tfcompress.bridge.checkpoint import check_checkpoint
 from tfcompress.bridge.read_model import LOADING_ERRORS, named
 from tfcompress.bridge.recognize import Kind, Recognized
 from tfcompress.errors import ModelError
+from tfcompress.graph.copy_layer import copy_layer
 from tfcompress.graph.functional import as_functional, symbolic_inputs
+from tfcompress.graph.trace import has_graph
 
 
 def read_weights(found: Recognized, into: keras.Model, input_shape: Any, notes: list[str]) -> keras.Model:
@@ -44,7 +46,9 @@ def _copy(model: keras.Model, input_shape: Any) -> keras.Model:
     try:
         if isinstance(model, keras.Sequential) and not model.built:
             model = as_functional(model, input_shape)
-        copy = keras.models.clone_model(model)
+        # A subclassed model makes its layers itself.
+        options = {"clone_function": copy_layer, "recursive": True} if has_graph(model) else {}
+        copy = keras.models.clone_model(model, **options)
         if not copy.built:
             copy(symbolic_inputs(model, input_shape))
         return copy
