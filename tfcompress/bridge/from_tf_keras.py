@@ -45,9 +45,9 @@ def from_tf_keras(model: Any, *, layers: LayerMapping | None = None, check: bool
 
     Example:
         >>> inputs = tf_keras.Input((4,))
-        >>> model = tf_keras.Model(inputs, tf.nn.relu(tf_keras.layers.Dense(2, name="y")(inputs)))
-        >>> [layer.name for layer in from_tf_keras(model).layers[1:]]
-        ['y', 'relu']
+        >>> model = tf_keras.Model(inputs, tf_keras.layers.Dense(2, name="y")(inputs) * 2.0)
+        >>> [type(operation).__name__ for operation in from_tf_keras(model).operations[1:]]
+        ['Dense', 'Multiply']
     """
     if not isinstance(model, tf_keras.Model):
         raise ModelError(f"`from_tf_keras` takes a tf_keras model. Received: {type(model)}.")

@@ -60,7 +60,8 @@ class Endpoint:
         if not inputs or not outputs:
             raise ModelError(
                 "Only functional and built Sequential models can be exported, since inputs need names and shapes. Let "
-                f"`tfcompress.load(model)` trace it, or wrap it as `keras.Model(inputs, model(inputs))`. Received: {type(model).__name__} {model.name!r}."
+                "`tfcompress.load(model)` trace it, or wrap it as `keras.Model(inputs, model(inputs))`. Received: "
+                f"{type(model).__name__} {model.name!r}."
             )
         self.model = model
         self.inputs = tuple(_input_spec(tensor, model) for tensor in keras.tree.flatten(inputs))

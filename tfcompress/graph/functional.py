@@ -72,8 +72,8 @@ def as_functional(model: keras.Model, input_shape: Any = None) -> keras.Model:
         ...         self.dense = keras.layers.Dense(2, name="dense")
         ...     def call(self, inputs):
         ...         return self.dense(inputs) * 2.0
-        >>> [operation.name for operation in as_functional(Scaled(), (4,)).operations[1:]]
-        ['dense', 'multiply']
+        >>> [type(operation).__name__ for operation in as_functional(Scaled(), (4,)).operations[1:]]
+        ['Dense', 'Multiply']
     """
     if not isinstance(model, keras.Model):
         raise InvalidArgumentError("model", "a Keras model", model)
