@@ -462,6 +462,32 @@ def test_one_wrong_gradient_among_several_kernels_is_found():
         to_tf_keras(chain((4,), TwoKernels(name="two")), layers=twin)
 
 
+class Shifted(layers.Layer):
+    """A softmax that its weight cannot change: the gradient of that is zero but for rounding."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones", name="scale")
+        self.shift = self.add_weight(shape=(), initializer="ones", name="shift")
+
+    def call(self, x):
+        return keras.ops.softmax(x * self.scale + self.shift)
+
+
+class LegacyShifted(tf_keras.layers.Layer):
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale")
+        self.shift = self.add_weight(shape=(), name="shift")
+
+    def call(self, x):
+        powers = tf.exp(x * self.scale + self.shift)
+        return powers / tf.reduce_sum(powers, axis=-1, keepdims=True)
+
+
+def test_a_gradient_of_rounding_alone_is_no_difference():
+    legacy = to_tf_keras(chain((50,), Shifted()), layers={Shifted: lambda layer: LegacyShifted(name=layer.name)})
+    assert [weight.shape.rank for weight in legacy.weights] == [1, 0]
+
+
 def test_a_twin_that_is_wrong_below_zero_is_found():
     leaky = {layers.LeakyReLU: lambda layer: tf_keras.layers.LeakyReLU(0.01, name=layer.name)}
     with pytest.raises(ModelError, match="'leaky'"):

@@ -20,7 +20,7 @@ from tfcompress.bridge.parity import Twin, call_layer, check_parity
 from tfcompress.bridge.tf_functions import run_tf_function
 from tfcompress.bridge.weights import copy_layer_weights
 from tfcompress.errors import ModelError
-from tfcompress.graph.flatten import unique_names
+from tfcompress.graph.flatten import unique_names, unused_name
 from tfcompress.graph.trace import Call, replay
 
 FUNCTION_LAYERS = ("TFOpLambda", "SlicingOpLambda")
@@ -81,9 +81,9 @@ class _Crossing:
         twin = self.twins[index] = self._made[id(call.operation)]
         try:
             result = twin.run_keras(args, kwargs, None)
+        except ModelError:
+            raise
         except (TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, ModelError):
-                raise
             raise ModelError(
                 f"Layer {twin.name!r} ({type(call.operation).__name__}) cannot be called in Keras 3 as it is here: "
                 f"{error}"
@@ -132,16 +132,8 @@ class _Crossing:
 
 def _without_slashes(names: Mapping[int, str]) -> dict[int, str]:
     """Names that Keras 3 allows, still all different."""
-    made: dict[int, str] = {}
     taken = {name for name in names.values() if "/" not in name}
-    for key, name in names.items():
-        own = candidate = name.replace("/", "_")
-        number = 1
-        while "/" in name and candidate in taken:
-            candidate, number = f"{own}_{number}", number + 1
-        taken.add(candidate)
-        made[key] = candidate
-    return made
+    return {key: unused_name(name.replace("/", "_"), taken) if "/" in name else name for key, name in names.items()}
 
 
 def _states_named(layer: Any, args: tuple, kwargs: Mapping) -> tuple[tuple, Mapping]:

@@ -75,9 +75,9 @@ def check_parity(traced: Trace, twins: Mapping[int, Twin], *, keras_model: Any, 
         try:
             _check_layers(traced, twins, inputs)
             _check_whole(traced, given, keras_model, legacy_model, list(layers.values()))
+        except ModelError:
+            raise
         except (tf.errors.OpError, TypeError, ValueError, LookupError) as error:
-            if isinstance(error, ModelError):
-                raise
             raise ModelError(
                 f"Model {traced.name!r} cannot be compared with its twin, since one of them fails on random inputs of "
                 f"shapes {[array.shape for array in inputs]}: {error}"
@@ -192,10 +192,10 @@ def _compare_training(twin: Twin, args: tuple, kwargs: Mapping, tolerance: float
             f"{', '.join(sorted(set(expected) ^ set(actual)))} in one of them only."
         )
     # A gradient that is zero but for rounding, as that of an attention's key bias, is held against the others.
-    gradients = [_array(leaf) for what in expected if "gradient" in what for leaf in _listed(expected[what])]
+    gradients = [_array(leaf) for what in expected if "gradient" in what for leaf in keras.tree.flatten(expected[what])]
     largest = max((np.abs(one[np.isfinite(one)]).max(initial=0.0) for one in gradients), default=0.0)
     floors = {what: SMALL_GRADIENT * largest if "gradient" in what else 0.0 for what in expected}
-    differences = {what: _difference(_listed(expected[what]), _listed(actual[what]), floors[what]) for what in expected}
+    differences = {what: _difference(expected[what], actual[what], floors[what]) for what in expected}
     allowed = {what: tolerance if what == "outputs" else max(tolerance, TRAINING_TOLERANCE) for what in expected}
     for what, difference in differences.items():
         _require(twin, what if what != "outputs" else "outputs of a training step", difference, allowed[what])
@@ -310,7 +310,7 @@ def _fixed(tensor: tf.Tensor) -> tf.Tensor:
 
 
 def _compare(twin: Twin, what: str, expected: Any, actual: Any, tolerance: float) -> None:
-    _require(twin, what, _difference(_listed(expected), _listed(actual)), tolerance)
+    _require(twin, what, _difference(expected, actual), tolerance)
 
 
 def _require(twin: Twin, what: str, difference: float, tolerance: float) -> None:
@@ -322,15 +322,12 @@ def _require(twin: Twin, what: str, difference: float, tolerance: float) -> None
         )
 
 
-def _listed(value: Any) -> list[Any]:
-    return keras.tree.flatten(value)
-
-
-def _difference(expected: Sequence[Any], actual: Sequence[Any], floor: float = 0.0) -> float:
+def _difference(expected: Any, actual: Any, floor: float = 0.0) -> float:
     """Largest difference as a share of the largest value, or of `floor` if that is larger.
 
     Infinite where shapes, types, strings or NaNs differ.
     """
+    expected, actual = keras.tree.flatten(expected), keras.tree.flatten(actual)
     if len(expected) != len(actual):
         return float("inf")
     worst = 0.0

@@ -18,7 +18,7 @@ from tfcompress.bridge.operation_layer import operation_layer
 from tfcompress.bridge.parity import Twin, call_layer, check_parity
 from tfcompress.bridge.weights import copy_layer_weights
 from tfcompress.errors import ModelError
-from tfcompress.graph.flatten import unique_names
+from tfcompress.graph.flatten import unique_names, unused_name
 from tfcompress.graph.trace import Call, Ref, replay, trace
 
 # Operations on two tensors of one shape that tf_keras has as layers, and TFMOT knows.
@@ -80,6 +80,8 @@ class _Crossing:
         self.twins[index] = twin
         try:
             result = twin.run_legacy(args, kwargs, None)
+        except ModelError:
+            raise
         except (TypeError, ValueError, AttributeError) as error:
             raise ModelError(
                 f"Layer {twin.name!r} ({type(call.operation).__name__}) cannot be called in tf_keras as it is here: "
@@ -120,12 +122,9 @@ class _Crossing:
 
     def _name_of_use(self, operation: Any) -> str:
         """Each use of an operation is a layer of its own there."""
-        own = name = self._names[id(operation)]
-        number = 1
+        name = self._names[id(operation)]
         if id(operation) in self._made:
-            while name in self._taken:
-                name, number = f"{own}_{number}", number + 1
-            self._taken.add(name)
+            name = unused_name(name, self._taken)
         self._made[id(operation)] = operation
         return name
 

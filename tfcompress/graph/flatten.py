@@ -24,13 +24,22 @@ def unique_names(traced: Trace) -> dict[int, str]:
     for call in traced.calls:
         if id(call.operation) in names:
             continue
-        own = name = call.operation.name
-        number = 1
-        while name in taken:
-            name, number = f"{own}_{number}", number + 1
-        taken.add(name)
-        names[id(call.operation)] = name
+        names[id(call.operation)] = unused_name(call.operation.name, taken)
     return names
+
+
+def unused_name(name: str, taken: set[str]) -> str:
+    """`name`, or with the first number that makes it none of `taken`, to which it is added.
+
+    Example:
+        >>> unused_name("dense", {"dense", "dense_1"})
+        'dense_2'
+    """
+    unused, number = name, 1
+    while unused in taken:
+        unused, number = f"{name}_{number}", number + 1
+    taken.add(unused)
+    return unused
 
 
 def flatten(model: keras.Model) -> keras.Model:
