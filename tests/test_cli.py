@@ -137,6 +137,9 @@ def test_export(digits_file, tmp_path, capsys):
     assert run_command(["export", str(digits_file), str(target), "--data=digits", "--io=float32"]) == 0
     assert f"{target.stat().st_size:,} bytes" in capsys.readouterr().out
     assert tfc.TFLiteRunner(target).input_details["dtype"] == np.float32
+    assert run_command(["export", str(digits_file), str(target), "--data=digits", "--target=microcontroller"]) == 0
+    assert "out_ops.h" in capsys.readouterr().out
+    assert (tmp_path / "out_microcontroller" / "out.tflite").read_bytes() == target.read_bytes()
     assert run_command(["export", str(tmp_path / "gone.keras"), str(target)]) == 1
 
 
@@ -164,3 +167,14 @@ def test_module_exits_with_the_code():
     assert done.stderr.count("\n") == 1
     assert subprocess.run([*command, "nothing"], capture_output=True, cwd=ROOT).returncode == 2
     assert subprocess.run([*command, "--version"], capture_output=True, cwd=ROOT).returncode == 0
+
+
+def test_slim(digits_file, tmp_path, capsys):
+    plain, smaller = tmp_path / "plain.tflite", tmp_path / "smaller.tflite"
+    tfc.export_tflite(tfc.load(digits_file), plain, mode="float32", slim=False)
+    assert run_command(["slim", str(plain), str(smaller)]) == 0
+    shown = capsys.readouterr().out
+    assert f"{plain.stat().st_size:,}" in shown and f"{smaller.stat().st_size:,}" in shown
+    assert "tensor names" in shown and "reference" in shown
+    assert run_command(["slim", str(plain), str(plain)]) == 1
+    assert "another file than `path_in`" in capsys.readouterr().err

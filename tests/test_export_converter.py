@@ -125,12 +125,15 @@ def test_a_worker_that_cannot_start_says_why():
 
 
 def test_causes_of_one_job_are_not_those_of_the_next():
-    body = "print(job['mode'] + ' trouble', file=sys.stderr, flush=True); os._exit(3 if job['mode'] == 'b' else 0)"
+    body = (
+        "print(job['signature'] + ' trouble', file=sys.stderr, flush=True);"
+        "os._exit(3 if job['signature'] == 'b' else 0)"
+    )
     converter = fake(body)
     with pytest.raises(ExportError, match="a trouble"):
-        converter.convert("x", signature="serve", mode="a")
+        converter.convert("x", signature="a", mode="int8")
     with pytest.raises(ExportError, match="b trouble") as caught:
-        converter.convert("x", signature="serve", mode="b")
+        converter.convert("x", signature="b", mode="int8")
     assert "a trouble" not in str(caught.value)
 
 

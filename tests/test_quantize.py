@@ -193,16 +193,6 @@ def test_mlperf_resnet8_is_rewritten_whole():
     ]
 
 
-def test_unsupported_layers_are_all_named():
-    inputs = keras.Input((8, 8, 2))
-    x = layers.BatchNormalization(name="first_norm")(inputs)
-    x = layers.Conv2D(4, 3, activation="elu", name="conv")(x)
-    x = layers.LayerNormalization(name="norm")(x)
-    model = keras.Model(inputs, layers.Dense(3, name="dense")(layers.Flatten()(x)))
-    with pytest.raises(ModelError, match=r"(?s)cannot round.*first_norm: a BatchNorm.*conv: .*elu.*norm: LayerNorm"):
-        quantize_aware(model, np.zeros((4, 8, 8, 2), "float32"))
-
-
 def test_subclassed_model_has_no_graph():
     class Subclassed(keras.Model):
         def call(self, inputs):

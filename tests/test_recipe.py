@@ -153,7 +153,7 @@ def test_override_values_are_yaml_and_the_last_one_holds():
             "weight: 1.5",
             r"r\.yaml:15: `stages\.1\.prune\.teach\.weight` must be in \[0, 1\]\. Received: 1\.5",
         ),
-        ("{mode: int8,", "{mode: int4,", r"r\.yaml:19: `export\.0\.tflite\.mode` must be one of int8, float32"),
+        ("{mode: int8,", "{mode: int9,", r"r\.yaml:19: `export\.0\.tflite\.mode` must be one of float32, .*int4"),
         ("- tflite: {mode: int8,", "- onnx: {mode: int8,", r"r\.yaml:19: `export\.0` must be one of tflite"),
         ("{mode: float32}", "{mode: int8}", r"r\.yaml:18: `export` must be a list with each format and mode once"),
         ("stages:", "stages: 5\nstage:", r"r\.yaml:11: `stages` must be a list\. Received: 5"),

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from tfcompress.bridge.load import load
     from tfcompress.bridge.to_tf_keras import to_tf_keras
     from tfcompress.data import Augmentation, Dataset, from_arrays, from_folder, load_dataset
-    from tfcompress.export import ExportResult, audit_tflite, export_tflite, slim_tflite
+    from tfcompress.export import ExportResult, audit_tflite, export_tflite, size_ledger, slim_tflite, write_bundle
+    from tfcompress.export.sensitivity import sensitivity
     from tfcompress.graph.macs import count_macs
     from tfcompress.measure.accuracy import evaluate
     from tfcompress.measure.latency import measure_latency
@@ -40,7 +41,13 @@ if TYPE_CHECKING:
     from tfcompress.techniques.distill import Distiller, LogitMatching, SoftCrossEntropy, SoftTargets, Teacher
     from tfcompress.techniques.masks import HoldMasks
     from tfcompress.techniques.prune import MagnitudePruning
-    from tfcompress.techniques.quantize import FreezeRanges, quantize_aware, round_biases
+    from tfcompress.techniques.quantize import (
+        FreezeRanges,
+        equalize,
+        quantize_aware,
+        quantize_post_training,
+        round_biases,
+    )
     from tfcompress.techniques.tfmot.cluster import tfmot_cluster
     from tfcompress.techniques.tfmot.prune import tfmot_prune
     from tfcompress.techniques.tfmot.quantize import tfmot_quantize
@@ -69,6 +76,7 @@ _HOMES = {
     "build_model": "tfcompress.models:build",
     "compress": "tfcompress.pipeline",
     "count_macs": "tfcompress.graph.macs",
+    "equalize": "tfcompress.techniques.quantize",
     "evaluate": "tfcompress.measure.accuracy",
     "export_tflite": "tfcompress.export",
     "fit": "tfcompress.training.fit",
@@ -83,13 +91,17 @@ _HOMES = {
     "parse_recipe": "tfcompress.recipe",
     "print_table": "tfcompress.report",
     "quantize_aware": "tfcompress.techniques.quantize",
+    "quantize_post_training": "tfcompress.techniques.quantize",
     "round_biases": "tfcompress.techniques.quantize",
     "run": "tfcompress.pipeline",
+    "sensitivity": "tfcompress.export.sensitivity",
+    "size_ledger": "tfcompress.export",
     "slim_tflite": "tfcompress.export",
     "tfmot_cluster": "tfcompress.techniques.tfmot.cluster",
     "tfmot_prune": "tfcompress.techniques.tfmot.prune",
     "tfmot_quantize": "tfcompress.techniques.tfmot.quantize",
     "to_tf_keras": "tfcompress.bridge.to_tf_keras",
+    "write_bundle": "tfcompress.export",
     "write_report": "tfcompress.report",
 }
 _WITHOUT_KERAS = ("tfcompress.recipe", "tfcompress.train_settings")
@@ -120,6 +132,7 @@ __all__ = [
     "build_model",
     "compress",
     "count_macs",
+    "equalize",
     "evaluate",
     "export_tflite",
     "fit",
@@ -134,13 +147,17 @@ __all__ = [
     "parse_recipe",
     "print_table",
     "quantize_aware",
+    "quantize_post_training",
     "round_biases",
     "run",
+    "sensitivity",
+    "size_ledger",
     "slim_tflite",
     "tfmot_cluster",
     "tfmot_prune",
     "tfmot_quantize",
     "to_tf_keras",
+    "write_bundle",
     "write_report",
 ]
 

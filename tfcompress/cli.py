@@ -160,6 +160,32 @@ def _export(arguments: Sequence[str], values: flags.FlagValues) -> None:
         figures = dataclasses.asdict(agreement).items()
         shown = [f"{key} {value:.4g}" for key, value in figures if isinstance(value, float)]
         print(f"  {agreement.output}, delegate {agreement.delegate}: {', '.join(shown)}")
+    if values.target:
+        folder = result.path.with_name(f"{result.path.stem}_{values.target}")
+        bundle = tfc.write_bundle(result, folder, values.target, input_range=input_range if data else None)
+        print(f"{bundle.folder}: {', '.join(bundle.files)}")
+
+
+def _slim(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    with _quiet_start():
+        slim = tfc.slim_tflite
+    result = slim(arguments[0], arguments[1])
+    table = Table(title=str(result.path), title_justify="left")
+    for heading in ("", "before", "after", "saved"):
+        table.add_column(heading, justify="right" if heading else "left")
+    sizes = (
+        ("bytes", result.bytes_before, result.bytes_after),
+        ("gzip bytes", result.gzip_bytes_before, result.gzip_bytes_after),
+    )
+    for name, before, after in sizes:
+        table.add_row(name, f"{before:,}", f"{after:,}", f"{1 - after / before:.1%}")
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)
+    removed = ", ".join(f"{count} {what}" for what, count in result.removed)
+    print(f"removed: {removed or 'nothing, but equal parts are stored once'}")
+    print(f"the same outputs, to the bit, with kernels: {', '.join(result.checked)}")
 
 
 def _evaluate(arguments: Sequence[str], values: flags.FlagValues) -> None:
@@ -177,7 +203,7 @@ def _list(arguments: Sequence[str], values: flags.FlagValues) -> None:
     from tfcompress.recipe import TECHNIQUES, load_technique
 
     with _quiet_start():
-        from tfcompress.export.audit import IO_TYPES, MODES
+        from tfcompress.export.modes import IO_TYPES, MODES
         from tfcompress.models import FAMILIES
         from tfcompress.techniques.distill import LOSSES
         from tfcompress.techniques.schedules import SCHEDULES
@@ -305,8 +331,13 @@ def _data_flags(own: flags.FlagValues) -> flags.FlagValues:
 
 def _export_flags() -> flags.FlagValues:
     own = _data_flags(_flag_values())
-    flags.DEFINE_enum("mode", "int8", ["int8", "float32"], "Arithmetic: int8 or float32.", flag_values=own)
-    flags.DEFINE_enum("io", "int8", ["int8", "float32"], "Inputs and outputs: int8 or float32.", flag_values=own)
+    modes = ["float32", "float16", "dynamic", "int8", "int8_float_io", "int16x8", "int4"]
+    flags.DEFINE_enum("mode", "int8", modes, f"Arithmetic: {', '.join(modes)}.", flag_values=own)
+    text = "Inputs and outputs of a file of integers: int8, int16 or float32; by itself the mode's own."
+    flags.DEFINE_enum("io", None, ["int8", "int16", "float32"], text, flag_values=own)
+    targets = ["android", "microcontroller", "edgetpu"]
+    text = "Writes a folder beside OUT with what this target needs: android, microcontroller or edgetpu."
+    flags.DEFINE_enum("target", None, targets, text, flag_values=own)
     return own
 
 
@@ -340,6 +371,13 @@ COMMANDS = {
         _export,
         _export_flags(),
         "tfcompress export model.keras model.tflite --data digits",
+    ),
+    "slim": Command(
+        ("IN.tflite", "OUT.tflite"),
+        "Rewrites a .tflite file to its fewest bytes, with outputs that are the same to the bit.",
+        _slim,
+        _flag_values(),
+        "tfcompress slim model.tflite smaller.tflite",
     ),
     "evaluate": Command(
         ("MODEL",),

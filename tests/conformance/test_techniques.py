@@ -22,15 +22,17 @@ ARGUMENTS = {
     "distill": "{weight: 1.0, train: {epochs: 8, learning_rate: 2.0e-2}}",
     "prune": "{schedule: {polynomial_decay: {final_sparsity: 0.5}}, ranking: layer}",
     "quantize": "{train: {epochs: 3, learning_rate: 1.0e-3}}",
+    "quantize_post_training": "{learned_rounding: true, rounding_steps: 20}",
     "tfmot_cluster": "{number_of_clusters: 8}",
     "tfmot_prune": "{schedule: {polynomial_decay: {final_sparsity: 0.5}}}",
     "tfmot_quantize": "{train: {epochs: 3, learning_rate: 1.0e-3}}",
 }
+INTEGERS = ("quantize", "quantize_post_training", "tfmot_quantize")
 # The first would be undone by the second, or cannot be carried to tf_keras: refused before any training.
 REFUSED = {
     *(("tfmot_cluster", later) for later in ARGUMENTS if later != "tfmot_cluster"),
-    *itertools.product(("quantize", "tfmot_quantize"), ("tfmot_cluster", "tfmot_prune")),
-    *itertools.permutations(("quantize", "tfmot_quantize")),
+    *itertools.product(INTEGERS, ("tfmot_cluster", "tfmot_prune")),
+    *itertools.permutations(INTEGERS, 2),
 }
 PAIRS = [pair for pair in itertools.permutations(ARGUMENTS, 2) if pair not in REFUSED]
 # A pair with TFMOT costs seconds; these stand for the others, which are slow.
@@ -161,7 +163,7 @@ def check_claim(technique, number, start, result):
             np.testing.assert_array_equal(now[name][first == 0], 0)
     elif technique == "tfmot_cluster":
         assert all(1 < len(np.unique(kernel)) <= 8 for kernel in kernels(result.model).values())
-    elif technique in ("quantize", "tfmot_quantize"):
+    elif technique in INTEGERS:
         assert any(getattr(layer, "is_fake_quantized", False) for layer in result.model.layers)
         # The file's biases are integers; the model that was measured has the very same ones.
         rounded = keras.models.clone_model(result.model)

@@ -45,10 +45,18 @@ COLUMNS: dict[str, Column] = {
     "distill": Column(check="zoo.checks:distill", technique="distill"),
     "prune": Column(check="zoo.checks:prune", technique="prune"),
     "quantize": Column(check="zoo.checks:quantize", technique="quantize"),
+    "quantize_post_training": Column(check="zoo.checks:quantize_post_training", technique="quantize_post_training"),
     "tfmot_prune": Column(check="zoo.tfmot:prune", technique="tfmot_prune"),
     "tfmot_cluster": Column(check="zoo.tfmot:cluster", technique="tfmot_cluster"),
     "tfmot_quantize": Column(check="zoo.tfmot:quantize", technique="tfmot_quantize"),
     "export_float32": Column(check="zoo.checks:export", arguments={"mode": "float32"}, export_mode="float32"),
+    "export_float16": Column(check="zoo.checks:export", arguments={"mode": "float16"}, export_mode="float16"),
+    "export_dynamic": Column(check="zoo.checks:export", arguments={"mode": "dynamic"}, export_mode="dynamic"),
+    "export_int8_float_io": Column(
+        check="zoo.checks:export", arguments={"mode": "int8_float_io"}, export_mode="int8_float_io"
+    ),
+    "export_int16x8": Column(check="zoo.checks:export", arguments={"mode": "int16x8"}, export_mode="int16x8"),
+    "export_int4": Column(check="zoo.checks:export", arguments={"mode": "int4"}, export_mode="int4"),
     "export_int8": Column(check="zoo.checks:export", arguments={"mode": "int8"}, export_mode="int8"),
     "export_quantized": Column(check="zoo.checks:export_quantized", export_mode="int8"),
 }

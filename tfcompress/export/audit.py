@@ -2,9 +2,9 @@
 
 The converter leaves operations in float without a word, also when it is told not to. So the file is parsed.
 
-Invariant: a file that passes in mode "int8" has no operation that reads or writes a float tensor, but for the
-conversion at its inputs and outputs where float32 ones were asked for. Left out: whether the numbers are right; see
-`parity.py`.
+Invariant: a file that passes in a mode of integers has no operation that reads or writes a float tensor, but for the
+conversion at its inputs and outputs where float32 ones were asked for. What each mode demands is in `modes.py`. Left
+out: whether the numbers are right; see `parity.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.errors import ExportError, InvalidArgumentError
 from tfcompress.export import flatbuffer
+from tfcompress.export.modes import IO_TYPES, MODES, file_io
+from tfcompress.export.repair import lstm_mismatches
 
 FLOAT_TYPES = frozenset({"float32", "float16", "bfloat16", "float64"})
-MODES = ("float32", "int8")
-IO_TYPES = ("int8", "float32")
 
 # Which input of an operation is its kernel. The bias is the one after it.
 KERNEL_INPUT = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1, "CONV_3D": 1}
@@ -37,6 +37,13 @@ REMEDIES = {
     "NEG": "write `0.0 - x` instead of a negation",
     "CONV_3D": "use 2D convolutions, or export with mode='float32'",
     "FAKE_QUANT": "the converter could not use this fake-quant: place it on a kernel, an input or an output",
+}
+_LSTM_FINDING = "UNIDIRECTIONAL_SEQUENCE_LSTM with an output in another scale than its state, off by their ratio,"
+# Modes that are about the type of weights.
+_WEIGHT_REMEDIES = {
+    "float16": "use mode='float32', which is the same file here",
+    "dynamic": "the converter leaves kernels of fewer than 1,024 values in float: use mode='float16' or 'int8'",
+    "int4": "only convolutions and dense layers between the first and the last one can have 4 bits: use mode='int8'",
 }
 DEFAULT_REMEDY = (
     "after quantization-aware training, a fake-quant layer behind it; otherwise operations that have int8 kernels, or "
@@ -72,7 +79,7 @@ class Audit:
     """What `audit_tflite` found; `findings` holds a cause with its remedy for each reason not to pass.
 
     Args:
-        mode: What the file was checked for, "float32" or "int8".
+        mode: What the file was checked for, a key of `MODES`.
         ops: Number of operations by name, over all subgraphs.
         float_ops: Operations that compute in float, in words.
         flex_ops: Flex and custom operations, in words.
@@ -104,13 +111,15 @@ class Audit:
             raise ExportError(f"{path} is not what mode {self.mode!r} promises.", self.findings)
 
 
-def audit_tflite(content: bytes, *, mode: str = "int8", io: str = "int8") -> Audit:
+def audit_tflite(content: bytes, *, mode: str = "int8", io: str | None = None) -> Audit:
     """Parses a `.tflite` file and checks that it computes as its mode promises.
 
     Args:
         content: The bytes of the file.
-        mode: "float32": only operations of the runtime, none of them quantized. "int8": moreover, integers throughout.
-        io: Type that the inputs and outputs of an int8 file shall have, "int8" or "float32". Ignored in mode "float32".
+        mode: A mode of `export_tflite`. In all of them: only operations of the runtime. "float32": none of them
+            quantized. "float16", "dynamic": floats between operations, and weights of the mode's type. The others:
+            integers throughout.
+        io: Type that the inputs and outputs of a file of integers shall have; by default the mode's own.
 
     Returns:
         The audit. A file that does not pass is no error here; see `Audit.raise_if_failed`.
@@ -120,9 +129,10 @@ def audit_tflite(content: bytes, *, mode: str = "int8", io: str = "int8") -> Aud
         ModelError: If `content` is no TFLite model.
     """
     if mode not in MODES:
-        raise InvalidArgumentError("mode", f"one of {MODES}", mode)
-    if io not in IO_TYPES:
-        raise InvalidArgumentError("io", f"one of {IO_TYPES}", io)
+        raise InvalidArgumentError("mode", f"one of {', '.join(MODES)}", mode)
+    if io is not None and io not in IO_TYPES:
+        raise InvalidArgumentError("io", f"one of {', '.join(IO_TYPES)}", io)
+    io = file_io(mode, io)
     model = flatbuffer.parse(content)
     ops: collections.Counter[str] = collections.Counter()
     float_ops: list[str] = []
@@ -142,11 +152,14 @@ def audit_tflite(content: bytes, *, mode: str = "int8", io: str = "int8") -> Aud
                 conversions.append(f"{step} is unexpected in mode '{mode}'; remedy: have both of its sides in one type")
         elif step.touches_float:
             float_ops.append(str(step))
-            if mode == "int8" and not step.is_custom:
+            if MODES[mode].is_integer and not step.is_custom:
                 findings.append(f"{step} computes in float; remedy: {_remedy(step.name)}")
-    findings += [*_border_findings(model, mode, io), *conversions]
+    weights = tuple(constants(model))
+    findings += [*_border_findings(model, mode, io), *conversions, *_weight_findings(weights, mode)]
+    for name in lstm_mismatches(model):
+        findings.append(f"{_LSTM_FINDING} makes '{name}'; remedy: report it, and leave out the layer that merges it")
     return Audit(mode, dict(sorted(ops.items())), tuple(float_ops), tuple(flex_ops), tuple(quantize_ops),
-                 tuple(findings), tuple(constants(model)))  # fmt: skip
+                 tuple(findings), weights)  # fmt: skip
 
 
 def constants(model: schema.ModelT) -> list[Constant]:
@@ -185,21 +198,28 @@ class _Step:
         code = model.operatorCodes[operator.opcodeIndex]
         self.name = flatbuffer.op_name(code)
         self.is_custom = flatbuffer.is_custom(code)
-        self._graph = graph
+        self._graph, self._buffers = graph, model.buffers
         self._inputs = [int(index) for index in _vector(operator.inputs) if index >= 0]
         self._outputs = [int(index) for index in _vector(operator.outputs) if index >= 0]
 
     def _types(self, indices: list[int]) -> list[str]:
         return [flatbuffer.type_name(self._graph.tensors[index].type) for index in indices]
 
+    def _is_constant(self, index: int) -> bool:
+        data = self._buffers[self._graph.tensors[index].buffer].data
+        return data is not None and len(data) > 0
+
     @property
     def touches_float(self) -> bool:
         return any(name in FLOAT_TYPES for name in self._types(self._inputs + self._outputs))
 
     def is_expected_conversion(self, mode: str, io: str) -> bool:
-        """Whether a QUANTIZE or DEQUANTIZE belongs there: at a float32 border, or from integers to integers."""
-        if mode == "float32":
-            return False
+        """Whether a QUANTIZE or DEQUANTIZE belongs there: at a float32 border, or from integers to integers.
+
+        In modes of floats it is there for a constant that an operation cannot read in its own type.
+        """
+        if not MODES[mode].is_integer:
+            return mode != "float32" and self.name == "DEQUANTIZE" and all(map(self._is_constant, self._inputs))
         if not self.touches_float:
             return True
         if io != "float32":
@@ -217,8 +237,8 @@ class _Step:
 
 
 def _border_findings(model: schema.ModelT, mode: str, io: str) -> Iterator[str]:
-    """Inputs and outputs of an int8 file that are of another type than asked for; indices and bools may stay."""
-    if mode != "int8":
+    """Inputs and outputs of a file of integers with another type than asked for; indices and bools may stay."""
+    if not MODES[mode].is_integer:
         return
     tensors = model.subgraphs[0].tensors
     borders = [("input", flatbuffer.input_names(model)), ("output", flatbuffer.output_names(model))]
@@ -230,6 +250,14 @@ def _border_findings(model: schema.ModelT, mode: str, io: str) -> Iterator[str]:
                     f"{kind} '{name}' is {dtype} where {io} was asked for; remedy: a fake-quant layer at the {kind}, "
                     "or float32 there with io='float32'"
                 )
+
+
+def _weight_findings(weights: Sequence[Constant], mode: str) -> Iterator[str]:
+    """A file whose weights have none of the mode's type is a file of another mode."""
+    wanted = MODES[mode].weights
+    others = {weight.dtype for weight in weights if weight.dtype in FLOAT_TYPES or weight.role == "kernel"}
+    if mode in _WEIGHT_REMEDIES and others and not any(weight.dtype == wanted for weight in weights):
+        yield f"no weight is {wanted}, all are {', '.join(sorted(others))}; remedy: {_WEIGHT_REMEDIES[mode]}"
 
 
 def _zero_fraction(

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tfcompress.errors import ExportError
+from tfcompress.export.modes import MODES, file_io
 
 WORKER_SCRIPT = Path(__file__).with_name("worker.py")
 # TensorFlow's import takes 3 to 10 seconds, more on a machine that reads it for the first time.
@@ -37,6 +38,9 @@ _CRASH_REMEDY = (
     "remedy: leave out what it cannot do; it crashes on int8 of recurrent layers, for example, unless they are made "
     "with unroll=True"
 )
+# What the worker is doing, and who refuses, in words, by the task of a job.
+_DOING = {"convert": "convert the model", "requantize": "quantize the model", "invoke": "run the file in LiteRT"}
+_REFUSED = {"invoke": "LiteRT refused the file"}
 _CAUSE_LINES = 6
 _CAUSE_WIDTH = 400
 # What the libraries print on any run, stack frames, and carets under source lines: never the cause.
@@ -105,8 +109,10 @@ class ConverterProcess:
         *,
         signature: str,
         mode: str,
-        io: str = "int8",
+        io: str | None = None,
         calibration: str | os.PathLike | None = None,
+        calibrate_only: bool = False,
+        sparse: bool = False,
         timeout: float = CONVERSION_TIMEOUT_SECONDS,
     ) -> bytes:
         """Converts one endpoint of a SavedModel.
@@ -114,10 +120,12 @@ class ConverterProcess:
         Args:
             saved_model: Its folder.
             signature: The endpoint to convert.
-            mode: "float32" or "int8".
-            io: Type of inputs and outputs in mode "int8": "int8" or "float32".
+            mode: A key of `MODES`.
+            io: Type of inputs and outputs; by default the mode's own.
             calibration: An `.npz` file with one array `(samples, ...)` per input, called `input:<name>`; None where
-                the model has fake-quant operations.
+                the model has fake-quant operations. Modes of floats don't read it.
+            calibrate_only: Whether to stop before the quantization, at a float file with ranges for `requantize`.
+            sparse: Whether zeros of the weights may be left out of the file.
             timeout: Seconds until the conversion counts as hung.
 
         Returns:
@@ -126,25 +134,71 @@ class ConverterProcess:
         Raises:
             ExportError: If the converter fails, crashes or hangs; the causes are the last meaningful lines it wrote.
         """
+        job = {
+            "task": "convert",
+            "saved_model": os.fspath(saved_model),
+            "signature": signature,
+            "settings": MODES[mode].converter_settings(file_io(mode, io)),
+            "calibration": os.fspath(calibration) if calibration and MODES[mode].needs_calibration else None,
+            "calibrate_only": calibrate_only,
+            "sparse": sparse,
+        }
+        return self._work(job, timeout)
+
+    def requantize(
+        self,
+        calibrated: str | os.PathLike,
+        *,
+        keep_float: Sequence[str] = (),
+        io: str = "float32",
+        timeout: float = CONVERSION_TIMEOUT_SECONDS,
+    ) -> bytes:
+        """Quantizes a float file with ranges to int8, but for some of its nodes.
+
+        Args:
+            calibrated: The file that `convert(..., calibrate_only=True)` gave.
+            keep_float: Nodes to leave in float, by the names of their first results.
+            io: Type of inputs and outputs: "int8" or "float32".
+            timeout: Seconds until the work counts as hung.
+
+        Returns:
+            The content of the `.tflite` file.
+
+        Raises:
+            ExportError: If the converter fails, crashes or hangs.
+        """
+        job = {"task": "requantize", "calibrated": os.fspath(calibrated), "keep_float": list(keep_float), "io": io}
+        return self._work(job, timeout)
+
+    def invoke(self, content: bytes, resolver: str, *, timeout: float = CONVERSION_TIMEOUT_SECONDS) -> None:
+        """Runs a file once on zeros in the worker, so that a crash of the runtime is an error too.
+
+        Args:
+            content: The bytes of the `.tflite` file.
+            resolver: Name of LiteRT's `OpResolverType`, such as "AUTO".
+            timeout: Seconds until the run counts as hung.
+
+        Raises:
+            ExportError: If LiteRT cannot load or run it, crashes or hangs.
+        """
+        with tempfile.TemporaryDirectory(prefix="tfcompress-invoke-") as folder:
+            file = Path(folder) / "model.tflite"
+            file.write_bytes(content)
+            self._work({"task": "invoke", "file": str(file), "resolver": resolver}, timeout)
+
+    def _work(self, job: dict[str, Any], timeout: float) -> bytes:
+        """What the worker writes at `output` when it has done `job`."""
         with self._lock, tempfile.TemporaryDirectory(prefix="tfcompress-convert-") as folder:
             self.start()
             self._await_ready()
             log_start = self._log_size()
             output = Path(folder) / "model.tflite"
-            job = {
-                "folder": folder,
-                "saved_model": os.fspath(saved_model),
-                "signature": signature,
-                "output": str(output),
-                "mode": mode,
-                "io": io,
-                "calibration": None if calibration is None else os.fspath(calibration),
-                "timeout": timeout,
-            }
-            answer = self._ask(job, timeout, log_start)
+            job = {**job, "folder": folder, "output": str(output), "timeout": timeout}
+            answer = self._ask(job, timeout, log_start, _DOING[job["task"]])
             if not answer["ok"]:
                 causes = meaningful_lines(answer["message"]) or meaningful_lines(self._log_text(log_start))
-                raise ExportError(f"The TFLite converter refused the model ({answer['kind']}).", causes)
+                refused = _REFUSED.get(job["task"], "The TFLite converter refused the model")
+                raise ExportError(f"{refused} ({answer['kind']}).", causes)
             return output.read_bytes()
 
     def close(self) -> None:
@@ -166,13 +220,13 @@ class ConverterProcess:
             self._receive(self._start_timeout, 0, "start")
             self._ready = True
 
-    def _ask(self, job: dict[str, Any], timeout: float, log_start: int) -> dict[str, Any]:
+    def _ask(self, job: dict[str, Any], timeout: float, log_start: int, doing: str) -> dict[str, Any]:
         assert self._process is not None and self._process.stdin is not None
         # A broken pipe: the worker is dead, and the empty answer tells how it died.
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
-        return self._receive(timeout, log_start, "convert the model")
+        return self._receive(timeout, log_start, doing)
 
     def _receive(self, timeout: float, log_start: int, task: str) -> dict[str, Any]:
         """Reads one line of JSON; a worker that ends, or is silent for `timeout` seconds, is an ExportError."""
@@ -194,10 +248,11 @@ class ConverterProcess:
         code = self._process.wait()
         causes = meaningful_lines(self._log_text(log_start))
         self.close()
-        remedy = _KILLED_REMEDY if code == -signal.SIGKILL else _CRASH_REMEDY
-        raise ExportError(
-            f"The TFLite converter crashed ({_exit_name(code)}) when it should {task}.", [*causes, remedy]
-        )
+        who, remedy = "The TFLite converter", _CRASH_REMEDY
+        if task == _DOING["invoke"]:
+            who, remedy = "LiteRT", "remedy: see whether mode='float32' runs; if so, leave out what this mode adds"
+        remedy = _KILLED_REMEDY if code == -signal.SIGKILL else remedy
+        raise ExportError(f"{who} crashed ({_exit_name(code)}) when it should {task}.", [*causes, remedy])
 
     def _log_size(self) -> int:
         assert self._log is not None

@@ -74,9 +74,9 @@ class Endpoint:
         """Whether any layer, however deeply nested, holds the ranges of quantization-aware training."""
         return any(getattr(layer, "is_fake_quantized", False) for layer in self.model._flatten_layers())
 
-    def __call__(self, *flat: tf.Tensor) -> dict[str, tf.Tensor]:
+    def __call__(self, *flat: tf.Tensor, model: keras.Model | None = None) -> dict[str, tf.Tensor]:
         """Outputs by name, in inference mode, from the inputs in their flat order."""
-        outputs = self.model(keras.tree.pack_sequence_as(self._structure, list(flat)), training=False)
+        outputs = (model or self.model)(keras.tree.pack_sequence_as(self._structure, list(flat)), training=False)
         return dict(zip(self.output_names, keras.tree.flatten(outputs), strict=True))
 
     def predict(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -91,14 +91,34 @@ class Endpoint:
                     parts[name].append(output.numpy())
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
-    def write_saved_model(self, folder: str | os.PathLike) -> None:
-        """Writes a SavedModel with the endpoint `SIGNATURE` of batch 1 at `folder`."""
+    def write_legacy_saved_model(self, folder: str | os.PathLike, twin: Any) -> None:
+        """Writes the same endpoint, computed by the tf_keras twin of the model, whose inputs are in the same order."""
+        signature = [tf.TensorSpec((1, *spec.shape), spec.dtype, spec.name) for spec in self.inputs]
+
+        @tf.function(input_signature=signature, autograph=False)
+        def serve(*flat: tf.Tensor) -> dict[str, tf.Tensor]:
+            outputs = tf.nest.flatten(twin(tf.nest.pack_sequence_as(twin.input, list(flat)), training=False))
+            return dict(zip(self.output_names, outputs, strict=True))
+
+        module = tf.Module()
+        # Its variables alone: a whole tf_keras model brings the functions of all its layers, which takes a minute.
+        module.weights_of_twin, module.serve = twin.variables, serve
+        tf.saved_model.save(module, os.fspath(folder), signatures={SIGNATURE: serve.get_concrete_function()})
+
+    def write_saved_model(self, folder: str | os.PathLike, model: keras.Model | None = None) -> None:
+        """Writes a SavedModel with the endpoint `SIGNATURE` of batch 1 at `folder`.
+
+        Args:
+            folder: Where to write it.
+            model: A model of the same inputs and outputs that computes it in the place of the endpoint's own.
+        """
+        model = model or self.model
         # A batch of unknown size would leave SHAPE and PACK operations in the file.
         signature = [keras.InputSpec(shape=(1, *spec.shape), dtype=spec.dtype, name=spec.name) for spec in self.inputs]
-        with computing_in_float32(self.model):
+        with computing_in_float32(model):
             archive = keras.export.ExportArchive()
-            archive.track(self.model)
-            archive.add_endpoint(SIGNATURE, lambda *flat: self(*flat), input_signature=signature)
+            archive.track(model)
+            archive.add_endpoint(SIGNATURE, lambda *flat: self(*flat, model=model), input_signature=signature)
             archive.write_out(os.fspath(folder), verbose=False)
 
 

@@ -10,6 +10,7 @@ import functools
 import struct
 import zipfile
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -39,12 +40,24 @@ def parse(content: bytes) -> schema.ModelT:
         raise ModelError(f"Not a readable TFLite model of {len(content)} bytes (truncated?): {error}") from error
     if not model.subgraphs or model.buffers is None or model.operatorCodes is None:
         raise ModelError("Not a TFLite model: it holds no graph.")
+    try:
+        _move_in(model, content)
+    except ValueError as error:
+        raise ModelError(f"Not a readable TFLite model of {len(content)} bytes (truncated?): {error}") from error
+    return model
+
+
+def _move_in(model: schema.ModelT, content: bytes) -> None:
+    # Offsets 0 and 1 mean that the data lies in the flatbuffer itself.
     for buffer in model.buffers:
-        # Offsets 0 and 1 mean that the data lies in the flatbuffer itself.
         if buffer.offset > 1:
             buffer.data = np.frombuffer(content, np.uint8, buffer.size, buffer.offset)
         buffer.offset = buffer.size = 0
-    return model
+    for operator in (operator for graph in model.subgraphs for operator in graph.operators or ()):
+        if operator.largeCustomOptionsOffset > 1:
+            size, offset = operator.largeCustomOptionsSize, operator.largeCustomOptionsOffset
+            operator.customOptions = np.frombuffer(content, np.uint8, size, offset)
+        operator.largeCustomOptionsOffset = operator.largeCustomOptionsSize = 0
 
 
 def has_appended_files(content: bytes) -> bool:
@@ -73,6 +86,11 @@ def op_name(code: schema.OperatorCodeT) -> str:
 def is_custom(code: schema.OperatorCodeT) -> bool:
     """Whether an operation is Flex (run by TensorFlow itself) or custom, and so no part of the runtime."""
     return max(code.builtinCode, code.deprecatedBuiltinCode) == schema.BuiltinOperator.CUSTOM
+
+
+def listed(values: Any) -> Any:
+    """A vector of the file, or nothing to go over where the file has none."""
+    return values if values is not None else ()
 
 
 def tensor_name(tensor: schema.TensorT) -> str:

@@ -1,8 +1,11 @@
 """A smaller `.tflite` file that computes exactly the same: stripped of what no runtime reads, with equal parts shared.
 
 In a small int8 file the weights are little more than half: the rest is names, ranges noted while converting,
-per-channel zero points that are all zero, and many equal vectors and tables. A flatbuffer refers to its parts by
-offset, so equal parts can be written once.
+per-channel zero points that are all zero, and many equal vectors and tables.
+
+Tried, and not done, since LiteRT 2.3 refuses the file: zero points left out or shorter than the scales ("must have same
+number"), biases without their scales (FULLY_CONNECTED does not prepare). A convolution's bias without its scales loads,
+but XNNPACK leaves it to another kernel, and outputs change.
 
 Invariant: same operations in the same order, on the same numbers, with the same signatures: outputs are bit-identical.
 Left out: anything that changes how the file computes (pruning channels, other types, other operations).
@@ -10,27 +13,29 @@ Left out: anything that changes how the file computes (pruning channels, other t
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterator
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from tfcompress.errors import ModelError
 from tfcompress.export import flatbuffer
+from tfcompress.export.packing import pack
 
 # What the converter notes for itself. Any other metadata was put there on purpose.
 CONVERTER_METADATA = (b"min_runtime_version", b"CONVERSION_METADATA")
-# The schema asks for it (`force_align: 16`), and vectorised kernels may rely on it.
-BUFFER_ALIGNMENT = 16
+# Operations whose kernel may have one scale for all channels in every kernel set.
+_PER_TENSOR_KERNELS = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1}
 
 
-def slim_tflite(content: bytes) -> bytes:
+def slim_bytes(content: bytes) -> bytes:
     """Strips a `.tflite` file without changing a bit of what it computes.
 
     Tensor names go, but for inputs and outputs, which are called as in their signature where there is one; so do
-    min/max ranges, the converter's notes, unused operator codes and empty buffers. Equal buffers, vectors and tables
-    are stored once.
+    min/max ranges, the converter's notes, unused tensors and operator codes, and empty buffers. Scales that are equal
+    for all channels become one. Equal buffers, vectors and tables are stored once.
 
     Args:
         content: The bytes of the file.
@@ -43,7 +48,7 @@ def slim_tflite(content: bytes) -> bytes:
 
     Example:
         >>> from pathlib import Path
-        >>> slim_tflite(Path("model.tflite").read_bytes())   # doctest: +SKIP
+        >>> slim_bytes(Path("model.tflite").read_bytes())   # doctest: +SKIP
     """
     if flatbuffer.has_appended_files(content):
         raise ModelError(
@@ -52,11 +57,14 @@ def slim_tflite(content: bytes) -> bytes:
         )
     model = flatbuffer.parse(content)
     _drop_notes(model)
+    _drop_unused_tensors(model)
     _drop_names(model)
+    _drop_what_is_implied(model)
+    _join_equal_scales(model)
     _drop_empty_quantization(model)
     _merge_operator_codes(model)
     _merge_buffers(model)
-    return _serialize(model)
+    return pack(model)
 
 
 def _drop_notes(model: schema.ModelT) -> None:
@@ -66,17 +74,115 @@ def _drop_notes(model: schema.ModelT) -> None:
     model.metadata = kept or None
 
 
+def _drop_unused_tensors(model: schema.ModelT) -> None:
+    """Drops tensors that nothing refers to, and renumbers the others."""
+    for number, graph in enumerate(model.subgraphs):
+        holders = list(_index_vectors(graph))
+        entries = [
+            entry
+            for signature in flatbuffer.listed(model.signatureDefs)
+            if signature.subgraphIndex == number
+            for entry in [*flatbuffer.listed(signature.inputs), *flatbuffer.listed(signature.outputs)]
+        ]
+        used = {int(entry.tensorIndex) for entry in entries}
+        for holder, field in holders:
+            used |= {int(index) for index in getattr(holder, field) if index >= 0}
+        kept = sorted(used)
+        if len(kept) == len(graph.tensors):
+            continue
+        renumbered = {old: new for new, old in enumerate(kept)} | {-1: -1}
+        for holder, field in holders:
+            indices = [renumbered[int(index)] for index in getattr(holder, field)]
+            setattr(holder, field, np.array(indices, "<i4"))
+        for entry in entries:
+            entry.tensorIndex = renumbered[int(entry.tensorIndex)]
+        graph.tensors = [graph.tensors[index] for index in kept]
+
+
+def _index_vectors(graph: schema.SubGraphT) -> Iterator[tuple[Any, str]]:
+    """Every table and field that holds indices of tensors; -1 in them stands for an operand that is left out."""
+    for field in ("inputs", "outputs"):
+        if getattr(graph, field) is not None:
+            yield graph, field
+    for operator in flatbuffer.listed(graph.operators):
+        for field in ("inputs", "outputs", "intermediates"):
+            if getattr(operator, field) is not None:
+                yield operator, field
+
+
 def _drop_names(model: schema.ModelT) -> None:
-    for graph in model.subgraphs:
+    for number, graph in enumerate(model.subgraphs):
         graph.name = None
-        borders = {int(index) for index in [*graph.inputs, *graph.outputs]}
+        # Those of other graphs, which loops and conditions run, are read by nobody without a signature.
+        borders = (
+            {int(index) for index in [*flatbuffer.listed(graph.inputs), *flatbuffer.listed(graph.outputs)]}
+            if number == 0
+            else set()
+        )
         for index, tensor in enumerate(graph.tensors):
             if index not in borders:
                 tensor.name = None
-    for signature in model.signatureDefs or ():
+    for signature in flatbuffer.listed(model.signatureDefs):
         tensors = model.subgraphs[signature.subgraphIndex].tensors
-        for entry in [*(signature.inputs or ()), *(signature.outputs or ())]:
+        for entry in [*flatbuffer.listed(signature.inputs), *flatbuffer.listed(signature.outputs)]:
             tensors[entry.tensorIndex].name = entry.name
+
+
+def _drop_what_is_implied(model: schema.ModelT) -> None:
+    """Drops signatures of shapes without a free size, and the mark that a shape with sizes has a rank.
+
+    Files of TensorFlow before 2.12 have no such mark, so every reader takes a shape that has sizes for known.
+    """
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            if tensor.shapeSignature is not None and np.array_equal(tensor.shapeSignature, tensor.shape):
+                tensor.shapeSignature = None
+            if tensor.shape is not None and len(tensor.shape):
+                tensor.hasRank = False
+
+
+def _join_equal_scales(model: schema.ModelT) -> None:
+    """One scale in place of many equal ones, for kernels of 8 bits with their biases, where all operations allow it.
+
+    Operations on floats or 16 bits have other kernels for one scale than for many, which round differently.
+    """
+    for graph in model.subgraphs:
+        readers: dict[int, list[tuple[Any, int]]] = collections.defaultdict(list)
+        for operator in flatbuffer.listed(graph.operators):
+            for position, index in enumerate(flatbuffer.listed(operator.inputs)):
+                readers[int(index)].append((operator, position))
+        for index, uses in readers.items():
+            tensor = graph.tensors[index] if index >= 0 else None
+            if tensor is None or tensor.type != schema.TensorType.INT8 or not _has_equal_scales(tensor):
+                continue
+            operators = [
+                operator
+                for operator, position in uses
+                if _kernel_position(model, operator) == position
+                and graph.tensors[int(operator.inputs[0])].type == schema.TensorType.INT8
+            ]
+            biases = [graph.tensors[int(operator.inputs[2])] for operator in operators if _has_bias(operator)]
+            alone = all(len(readers[int(operator.inputs[2])]) == 1 for operator in operators if _has_bias(operator))
+            if len(operators) == len(uses) and alone and all(_has_equal_scales(bias) for bias in biases):
+                for member in [tensor, *biases]:
+                    quantization = member.quantization
+                    quantization.scale, quantization.zeroPoint = quantization.scale[:1], quantization.zeroPoint[:1]
+                    quantization.quantizedDimension = 0
+
+
+def _kernel_position(model: schema.ModelT, operator: schema.OperatorT) -> int:
+    return _PER_TENSOR_KERNELS.get(flatbuffer.op_name(model.operatorCodes[operator.opcodeIndex]), -1)
+
+
+def _has_bias(operator: schema.OperatorT) -> bool:
+    return len(operator.inputs) > 2 and operator.inputs[2] >= 0
+
+
+def _has_equal_scales(tensor: schema.TensorT) -> bool:
+    quantization = tensor.quantization
+    if quantization is None or quantization.scale is None or len(quantization.scale) < 2:
+        return False
+    return len({bytes(scale) for scale in quantization.scale}) == 1 and len(set(quantization.zeroPoint)) == 1
 
 
 def _drop_empty_quantization(model: schema.ModelT) -> None:
@@ -92,18 +198,21 @@ def _drop_empty_quantization(model: schema.ModelT) -> None:
 
 
 def _merge_operator_codes(model: schema.ModelT) -> None:
-    """Keeps each operator code once, and only those in use."""
-    kept: dict[tuple, int] = {}
-    codes: list[schema.OperatorCodeT] = []
+    """Keeps each operator code once, and only those in use; the most frequent is number 0, which takes no bytes."""
+    codes: dict[tuple, schema.OperatorCodeT] = {}
+    counts: collections.Counter[tuple] = collections.Counter()
+    holders: list[tuple[schema.OperatorT, tuple]] = []
     for graph in model.subgraphs:
-        for operator in graph.operators or ():
+        for operator in flatbuffer.listed(graph.operators):
             code = model.operatorCodes[operator.opcodeIndex]
             key = (code.builtinCode, code.deprecatedBuiltinCode, code.customCode, code.version)
-            if key not in kept:
-                kept[key] = len(codes)
-                codes.append(code)
-            operator.opcodeIndex = kept[key]
-    model.operatorCodes = codes
+            codes.setdefault(key, code)
+            counts[key] += 1
+            holders.append((operator, key))
+    order = [key for key, _ in counts.most_common()]
+    for operator, key in holders:
+        operator.opcodeIndex = order.index(key)
+    model.operatorCodes = [codes[key] for key in order]
 
 
 def _merge_buffers(model: schema.ModelT) -> None:
@@ -111,7 +220,7 @@ def _merge_buffers(model: schema.ModelT) -> None:
     kept = {b"": 0}
     buffers = [schema.BufferT()]
     holders = [tensor for graph in model.subgraphs for tensor in graph.tensors]
-    for holder in [*holders, *(model.metadata or ())]:
+    for holder in [*holders, *flatbuffer.listed(model.metadata)]:
         buffer = model.buffers[holder.buffer]
         key = b"" if buffer.data is None else bytes(buffer.data)
         if key not in kept:
@@ -119,66 +228,3 @@ def _merge_buffers(model: schema.ModelT) -> None:
             buffers.append(buffer)
         holder.buffer = kept[key]
     model.buffers = buffers
-
-
-def _serialize(model: schema.ModelT) -> bytes:
-    shared: dict[Any, _SharedTable] = {}
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            tensor.quantization = _share(tensor.quantization, shared)
-        for operator in graph.operators or ():
-            operator.builtinOptions = _share(operator.builtinOptions, shared)
-    builder = _SharingBuilder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=flatbuffer.FILE_IDENTIFIER)
-    return bytes(builder.Output())
-
-
-class _SharingBuilder(flatbuffers.Builder):
-    """Writes each vector of numbers and each string once."""
-
-    def __init__(self, initial_size: int):
-        super().__init__(initial_size)
-        self._written: dict[Any, int] = {}
-
-    def CreateNumpyVector(self, x: np.ndarray) -> int:
-        key = (x.dtype.str, x.tobytes())
-        if key not in self._written:
-            if x.dtype == np.uint8:
-                self.Prep(BUFFER_ALIGNMENT, x.size)
-            self._written[key] = super().CreateNumpyVector(x)
-        return self._written[key]
-
-    def CreateString(self, s: str | bytes, *arguments: Any) -> int:
-        if s not in self._written:
-            self._written[s] = super().CreateString(s, *arguments)
-        return self._written[s]
-
-
-class _SharedTable:
-    """A table that is packed once; whoever holds an equal one refers to the same offset."""
-
-    def __init__(self, table: Any):
-        self._table = table
-        self._offset: int | None = None
-
-    def Pack(self, builder: flatbuffers.Builder) -> int:
-        if self._offset is None:
-            self._offset = self._table.Pack(builder)
-        return self._offset
-
-
-def _share(table: Any, shared: dict[Any, _SharedTable]) -> _SharedTable | None:
-    if table is None:
-        return None
-    return shared.setdefault(_key(table), _SharedTable(table))
-
-
-def _key(value: Any) -> Any:
-    """Equal for equal contents: tables by type and fields, vectors by type and bytes."""
-    if isinstance(value, np.ndarray):
-        return (value.dtype.str, value.tobytes())
-    if isinstance(value, (list, tuple)):
-        return tuple(_key(entry) for entry in value)
-    if hasattr(value, "__dict__"):
-        return (type(value).__name__, *((name, _key(entry)) for name, entry in sorted(vars(value).items())))
-    return value

@@ -11,7 +11,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ import numpy as np
 
 from tfcompress import files
 from tfcompress.data import Dataset
-from tfcompress.errors import DataError, InvalidArgumentError, ModelError
-from tfcompress.export.audit import IO_TYPES, MODES, Audit, audit_tflite
+from tfcompress.errors import DataError, ExportError, InvalidArgumentError, ModelError
+from tfcompress.export.audit import Audit
 from tfcompress.export.converter import shared_converter
 from tfcompress.export.endpoint import SIGNATURE, Endpoint
-from tfcompress.export.parity import Parity, compare_with_keras, random_inputs
+from tfcompress.export.gate import Comparison, Passed, pass_gate
+from tfcompress.export.int4 import with_int4_kernels
+from tfcompress.export.modes import MODES, file_io
+from tfcompress.export.parity import Parity
+from tfcompress.export.recurrent import Prepared, prepare_recurrent
+from tfcompress.export.repair import repair
 from tfcompress.export.samples import collect, spread
-from tfcompress.export.slim import slim_tflite
 
 # More change the ranges little and cost time: post-training quantization sees each sample alone.
 CALIBRATION_SAMPLES = 500
@@ -39,13 +43,14 @@ class ExportResult:
 
     Args:
         path: The `.tflite` file.
-        mode: "float32" or "int8".
+        mode: A key of `MODES`, such as "int8".
         file_bytes: Its size.
         gzip_bytes: Its size after gzip at level 9.
         audit: What it computes, operation by operation.
         parity: How it agrees with its Keras model.
         seconds: What the export took, the start of the converter included.
         labels_path: The text file with one class name a line, if names were given.
+        notes: What was done to the model on its way, in words; empty where nothing was.
     """
 
     path: Path
@@ -56,6 +61,7 @@ class ExportResult:
     parity: Parity
     seconds: float
     labels_path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can hold."""
@@ -68,6 +74,7 @@ class ExportResult:
             "parity": self.parity.to_dict(),
             "seconds": self.seconds,
             "labels_path": None if self.labels_path is None else str(self.labels_path),
+            "notes": list(self.notes),
         }
 
 
@@ -76,29 +83,38 @@ def export_tflite(
     path: str | os.PathLike,
     *,
     mode: str = "int8",
-    io: str = "int8",
+    io: str | None = None,
     calibration: Any = None,
     class_names: Sequence[str] | None = None,
     audit: bool = True,
     parity_samples: int = PARITY_SAMPLES,
     slim: bool = True,
+    sparse: bool = False,
 ) -> ExportResult:
     """Writes a `.tflite` file that is proven to run and to agree with its Keras model.
 
-    In mode "int8" a model with fake-quant layers (any layer whose attribute `is_fake_quantized` is true, as
+    In modes of integers a model with fake-quant layers (any layer whose attribute `is_fake_quantized` is true, as
     `quantize_aware` inserts them) brings its own ranges; any other is quantized after training, with the ranges that
     `calibration` shows. The converter runs in a process of its own. The file is then parsed (no silent float or Flex
-    operation), stripped, run in LiteRT with the default delegate and without, and compared with the model.
+    operation), stripped, run in LiteRT with the default delegate, without, and with the reference kernels, and compared
+    with the model. Recurrent layers are fused or unrolled for integers; `notes` of the result say so.
 
     Args:
         model: A functional or built Sequential model, whose input sizes are known but for the batch.
         path: Where to write the file; it ends in `.tflite`.
-        mode: "int8" or "float32".
-        io: Type of the file's inputs and outputs in mode "int8": "int8", or "float32" for a caller who does not want
-            to quantize. Mode "float32" has float32 ones.
+        mode: What the file computes with:
+            "float32": floats.
+            "float16": weights of 16 bits, half the size; the arithmetic is float32 on a CPU.
+            "dynamic": weights of 8 bits, a quarter of the size; activations are rounded as they come.
+            "int8": integers of 8 bits throughout.
+            "int8_float_io": the same with float32 inputs and outputs.
+            "int16x8": activations of 16 bits and weights of 8.
+            "int4": "int8" with kernels of 4 bits, but for the first and the last.
+        io: Type of the inputs and outputs of a file of integers, by default "int8", or "int16" in mode "int16x8";
+            "float32" is for a caller who does not want to quantize. Modes of floats have float32 ones.
         calibration: Typical inputs: a `Dataset` (its training split gives the ranges, its validation split the
             comparison), batches `x` or `(x, y)` such as a `tf.data.Dataset`, or arrays `(samples, ...)`. Up to 500
-            samples are used. Needed for int8 after training; otherwise only for the comparison.
+            samples are used. Needed for integers after training; otherwise only for the comparison.
         class_names: Names of the classes in the order of the output, written one a line beside the file, into
             `<stem>.labels.txt`.
         audit: Whether findings of the audit are an error. The audit itself is always in the result.
@@ -106,13 +122,17 @@ def export_tflite(
             the comparison, which the result then says.
         slim: Whether to strip names and share equal parts, which changes no output bit.
 
+        sparse: Whether to try a file that leaves out zeros of pruned kernels. It is kept if it passes the gate and is
+            smaller; `notes` of the result say what became of it.
+
     Returns:
         The file's path, sizes, audit and parity.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
         DataError: If calibration data is missing, has another shape, or holds NaN or infinity.
-        ModelError: If the model has no graph, inputs of unknown size, or fake-quant layers in mode "float32".
+        ModelError: If the model has no graph, inputs of unknown size, fake-quant layers in a mode of floats, or
+            recurrent layers that can be neither fused nor unrolled.
         ExportError: If the converter fails, or the file does not pass the gate.
 
     Example:
@@ -127,47 +147,74 @@ def export_tflite(
     path = _checked_arguments(path, mode, io, parity_samples)
     endpoint = Endpoint(model)
     labels = _labels(class_names, endpoint)
-    if mode == "float32" and endpoint.is_fake_quantized:
-        raise ModelError(
-            f"Model {model.name!r} has fake-quant layers, which would become conversions to integers and back in a "
-            "float file. Export it with mode='int8', or export the model that `quantize_aware` was given."
-        )
-    kind = "float32" if mode == "float32" else "qat" if endpoint.is_fake_quantized else "ptq"
-    if kind == "ptq" and calibration is None:
-        raise DataError(
-            "Quantizing to int8 after training needs `calibration` data, 100 to 500 typical inputs. Received: None. "
-            "Without data, use mode='float32', or a model of `quantize_aware`, which holds its ranges."
-        )
+    kind = _kind(endpoint, mode, calibration)
+    is_calibrated = MODES[mode].needs_calibration and kind != "qat"
     real = None
-    if kind == "ptq" or (calibration is not None and parity_samples and not isinstance(calibration, Dataset)):
+    if is_calibrated or (calibration is not None and parity_samples and not isinstance(calibration, Dataset)):
         real = collect(calibration, endpoint.inputs, max(CALIBRATION_SAMPLES, parity_samples))
-    content = _convert(endpoint, mode, io, real if kind == "ptq" else None)
+    prepared = Prepared(model) if kind == "qat" else prepare_recurrent(model, mode)
+    comparison = Comparison(endpoint, kind, calibration, real, parity_samples)
 
-    found = audit_tflite(content, mode=mode, io=io)
-    if audit:
-        found.raise_if_failed(path.name)
-    if slim:
-        content = slim_tflite(content)
-        if audit:
-            # The names of the first audit say more; the second one is of the file that ships.
-            audit_tflite(content, mode=mode, io=io).raise_if_failed(path.name)
-    parity = _compare(content, endpoint, kind, calibration, real, parity_samples)
-    parity.raise_if_failed(path.name)
+    def make(*, sparse: bool) -> Passed:
+        content = _convert(endpoint, prepared, mode, io, real if is_calibrated else None, sparse=sparse)
+        if MODES[mode].is_integer:
+            content = repair(content)
+        if MODES[mode].kernel_bits == 4 and kind != "qat":
+            content = with_int4_kernels(content)
+        return pass_gate(content, comparison, name=path.name, mode=mode, io=io, audit=audit, slim=slim)
 
-    files.write_bytes(path, content)
+    passed = make(sparse=False)
+    notes = list(prepared.notes)
+    if sparse:
+        passed, note = _smaller_sparse(passed, make)
+        notes.append(note)
+    files.write_bytes(path, passed.content)
     labels_path = None
     if labels is not None:
         labels_path = path.with_name(f"{path.stem}.labels.txt")
         files.write_text(labels_path, labels)
-    size, seconds = len(content), time.monotonic() - started
-    return ExportResult(path, mode, size, files.gzip_size(path), found, parity, seconds, labels_path)
+    size, seconds = len(passed.content), time.monotonic() - started
+    return ExportResult(path, mode, size, files.gzip_size(path), passed.audit, passed.parity, seconds, labels_path,
+                        tuple(notes))  # fmt: skip
 
 
-def _checked_arguments(path: str | os.PathLike, mode: str, io: str, parity_samples: int) -> Path:
+def _kind(endpoint: Endpoint, mode: str, calibration: Any) -> str:
+    """Which gate judges; an error where mode, model and data don't go together."""
+    if endpoint.is_fake_quantized:
+        if MODES[mode].takes_ranges:
+            return "qat"
+        raise ModelError(
+            f"Model {endpoint.model.name!r} has fake-quant layers, which would become conversions to integers and back "
+            f"in a file of mode {mode!r}. Export it with mode='int8', or export the model that `quantize_aware` was "
+            "given."
+        )
+    if MODES[mode].needs_calibration and calibration is None:
+        raise DataError(
+            f"Quantizing to {mode} after training needs `calibration` data, 100 to 500 typical inputs. Received: None. "
+            "Without data, use mode='float32', 'float16' or 'dynamic', or a model of `quantize_aware`, which holds its "
+            "ranges."
+        )
+    return MODES[mode].kind
+
+
+def _smaller_sparse(dense: Passed, make: Callable[..., Passed]) -> tuple[Passed, str]:
+    """The sparse file if it passes the gate and is smaller, and what became of it in words."""
+    try:
+        sparse = make(sparse=True)
+    except ExportError as error:
+        return dense, f"sparse encoding was left out, since its file fails the gate: {str(error).splitlines()[0]}"
+    before, after = len(dense.content), len(sparse.content)
+    if after >= before:
+        return dense, f"sparse encoding was left out, since it saves nothing: {after:,} B, and {before:,} B without"
+    return sparse, f"sparse encoding is used: {after:,} B, and {before:,} B without"
+
+
+def _checked_arguments(path: str | os.PathLike, mode: str, io: str | None, parity_samples: int) -> Path:
     if mode not in MODES:
-        raise InvalidArgumentError("mode", f"one of {MODES}", mode)
-    if io not in IO_TYPES:
-        raise InvalidArgumentError("io", f"one of {IO_TYPES}", io)
+        raise InvalidArgumentError("mode", f"one of {', '.join(MODES)}", mode)
+    allowed = MODES[mode].io
+    if io is not None and MODES[mode].is_integer and io not in allowed:
+        raise InvalidArgumentError("io", f"one of {', '.join(allowed)} in mode {mode!r}", io)
     if isinstance(parity_samples, bool) or not isinstance(parity_samples, int) or parity_samples < 0:
         raise InvalidArgumentError("parity_samples", "a number of samples, 0 to skip", parity_samples)
     if Path(path).suffix != ".tflite":
@@ -186,13 +233,24 @@ def _labels(class_names: Sequence[str] | None, endpoint: Endpoint) -> str | None
     return "".join(f"{name}\n" for name in names)
 
 
-def _convert(endpoint: Endpoint, mode: str, io: str, samples: dict[str, np.ndarray] | None) -> bytes:
+def _convert(
+    endpoint: Endpoint,
+    prepared: Prepared,
+    mode: str,
+    io: str | None,
+    samples: dict[str, np.ndarray] | None,
+    *,
+    sparse: bool,
+) -> bytes:
     converter = shared_converter()
     # While the worker imports TensorFlow, this process traces the model.
     converter.start()
     with tempfile.TemporaryDirectory(prefix="tfcompress-export-") as folder:
         saved_model = Path(folder) / "saved_model"
-        endpoint.write_saved_model(saved_model)
+        if prepared.twin is not None:
+            endpoint.write_legacy_saved_model(saved_model, prepared.twin)
+        else:
+            endpoint.write_saved_model(saved_model, prepared.model)
         calibration = None
         if samples is not None:
             calibration = Path(folder) / "calibration.npz"
@@ -200,24 +258,6 @@ def _convert(endpoint: Endpoint, mode: str, io: str, samples: dict[str, np.ndarr
             # The prefix keeps an input called "file" apart from the argument of `savez`.
             arrays: dict[str, Any] = {f"input:{name}": array[chosen] for name, array in samples.items()}
             np.savez(calibration, **arrays)
-        return converter.convert(saved_model, signature=SIGNATURE, mode=mode, io=io, calibration=calibration)
-
-
-def _compare(
-    content: bytes,
-    endpoint: Endpoint,
-    kind: str,
-    calibration: Any,
-    real: dict[str, np.ndarray] | None,
-    count: int,
-) -> Parity:
-    if count == 0:
-        return Parity(kind, 0, "skipped: parity_samples is 0")
-    if isinstance(calibration, Dataset):
-        inputs, described = collect(calibration, endpoint.inputs, count, split="validation"), "validation split"
-    elif real is not None:
-        chosen = spread(len(next(iter(real.values()))), count)
-        inputs, described = {name: array[chosen] for name, array in real.items()}, "calibration data"
-    else:
-        inputs, described = random_inputs(content, endpoint, count)
-    return compare_with_keras(content, endpoint, inputs, kind=kind, described=described, real=calibration is not None)
+        return converter.convert(
+            saved_model, signature=SIGNATURE, mode=mode, io=file_io(mode, io), calibration=calibration, sparse=sparse
+        )

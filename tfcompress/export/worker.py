@@ -49,29 +49,53 @@ def read_jobs(lines: IO[str], jobs: queue.Queue[dict[str, Any]], current: dict[s
 def convert(job: dict[str, Any]) -> None:
     """Converts `job["saved_model"]` and writes the bytes at `job["output"]`.
 
-    Keys of the job: `saved_model`, `signature`, `output` (paths and a name), `mode` ("float32" or "int8"), `io`
-    ("int8" or "float32"), `calibration` (path of an .npz with one array `(samples, ...)` per input, called
-    `input:<name>`, or None where the fake-quant operations of the model hold the ranges).
+    Keys of the job: `saved_model`, `signature`, `output` (paths and a name), `settings` (of the mode, see `modes.py`),
+    `sparse` (whether zeros are left out of the file), `calibration` (path of an .npz with one array `(samples, ...)`
+    per input, called `input:<name>`, or None where there are no ranges to find), and `calibrate_only` (whether to stop
+    before the quantization, at a float file that holds the ranges).
     """
     import numpy as np
     import tensorflow as tf
 
     converter = tf.lite.TFLiteConverter.from_saved_model(job["saved_model"], signature_keys=[job["signature"]])
-    if job["mode"] == "int8":
+    settings = job["settings"]
+    if settings["optimize"]:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if job["calibration"] is not None:
-            with np.load(job["calibration"]) as arrays:
-                samples = {name.removeprefix("input:"): arrays[name] for name in arrays.files}
-            count = min(len(array) for array in samples.values())
-            converter.representative_dataset = lambda: (
-                {name: array[index : index + 1] for name, array in samples.items()} for index in range(count)
-            )
-            # Without calibration the converter refuses this set, although fake-quant gives it all it needs.
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        if job["io"] == "int8":
-            converter.inference_input_type = tf.int8
-            converter.inference_output_type = tf.int8
+    if job["sparse"]:
+        converter.optimizations = [*converter.optimizations, tf.lite.Optimize.EXPERIMENTAL_SPARSITY]
+    converter.target_spec.supported_types = [getattr(tf, name) for name in settings["supported_types"]]
+    if job["calibration"] is not None:
+        with np.load(job["calibration"]) as arrays:
+            samples = {name.removeprefix("input:"): arrays[name] for name in arrays.files}
+        count = min(len(array) for array in samples.values())
+        converter.representative_dataset = lambda: (
+            {name: array[index : index + 1] for name, array in samples.items()} for index in range(count)
+        )
+        # Without calibration the converter refuses this set, although fake-quant gives it all it needs.
+        converter.target_spec.supported_ops = [getattr(tf.lite.OpsSet, settings["supported_ops"])]
+        converter._experimental_calibrate_only = job["calibrate_only"]
+    if settings["io"] not in (None, "float32"):
+        converter.inference_input_type = converter.inference_output_type = getattr(tf, settings["io"])
     content = converter.convert()
+    Path(job["output"]).write_bytes(content)
+
+
+def requantize(job: dict[str, Any]) -> None:
+    """Quantizes what a conversion with `calibrate_only` wrote, which takes hundredths of a second.
+
+    Keys of the job: `calibrated`, `output` (paths), `keep_float` (names of the nodes to leave in float; a node has the
+    name of its first result), `io` ("int8" or "float32").
+    """
+    import tensorflow as tf
+    from tensorflow.lite.python.convert import mlir_quantize
+
+    io = tf.int8 if job["io"] == "int8" else tf.float32
+    content = mlir_quantize(
+        Path(job["calibrated"]).read_bytes(),
+        input_data_type=io,
+        output_data_type=io,
+        denylisted_nodes=job["keep_float"],
+    )
     Path(job["output"]).write_bytes(content)
 
 
@@ -80,13 +104,34 @@ def answer(job: dict[str, Any]) -> dict[str, Any]:
     if hasattr(signal, "alarm"):
         signal.alarm(int(job["timeout"]) + SECONDS_AFTER_THE_PARENT)
     try:
-        convert(job)
+        TASKS[job.get("task", "convert")](job)
     except Exception as error:  # noqa: BLE001 - the boundary of the process: the parent turns it into ExportError
         return {"ok": False, "kind": type(error).__name__, "message": str(error)}
     finally:
         if hasattr(signal, "alarm"):
             signal.alarm(0)
     return {"ok": True}
+
+
+def invoke(job: dict[str, Any]) -> None:
+    """Loads a file in LiteRT and runs it once on zeros, where a crash harms nobody.
+
+    Keys of the job: `file` (its path), `resolver` (name of LiteRT's `OpResolverType`), `output` (path of an empty file
+    that says it ran).
+    """
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    resolver = getattr(OpResolverType, job["resolver"])
+    interpreter = Interpreter(model_path=job["file"], experimental_op_resolver_type=resolver, num_threads=1)
+    interpreter.allocate_tensors()
+    for details in interpreter.get_input_details():
+        interpreter.set_tensor(details["index"], np.zeros(details["shape"], details["dtype"]))
+    interpreter.invoke()
+    Path(job["output"]).touch()
+
+
+TASKS = {"convert": convert, "requantize": requantize, "invoke": invoke}
 
 
 def main() -> None:

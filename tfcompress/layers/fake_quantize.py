@@ -7,6 +7,7 @@ hold, since the converter reads the very same ranges from the graph. Left out: w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -107,8 +108,9 @@ class FakeQuantize(keras.layers.Layer):
         self.ranges = ranges
         self.momentum = momentum
         self.initial_range = (float(low), float(high))
-        # While a network is calibrated, values pass unrounded: see `calibrate.py`.
-        self.bypass = False
+        self.supports_masking = True
+        # While a network is calibrated, each value is shown to this function and passes unrounded: see `calibrate.py`.
+        self.observer: Callable[[Any], None] | None = None
 
     def build(self, input_shape):
         low, high = self.initial_range
@@ -139,8 +141,11 @@ class FakeQuantize(keras.layers.Layer):
         self.maximum.assign(max(high, SMALLEST_RANGE))
 
     def call(self, inputs, training=False):
+        if self.observer is not None:
+            self.observer(inputs)
+            return inputs
         # There is nothing to learn in a fixed range; and a probability that is rounded to zero has no gradient.
-        if self.bypass or (training and self.ranges == "fixed"):
+        if training and self.ranges == "fixed":
             return inputs
         values = tf.cast(inputs, tf.float32)
         if training and self.trainable and self.ranges == "moving_average":

@@ -20,11 +20,13 @@ from tfcompress import files
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.export import ExportResult, export_tflite
+from tfcompress.export.modes import MODES
 from tfcompress.measure.environment import describe_environment
 from tfcompress.measure.metrics import Metrics
 from tfcompress.measure.size import layer_sparsity
+from tfcompress.pipeline.companions import write_companions
 from tfcompress.pipeline.inputs import data_key, load_data, model_key, plain
-from tfcompress.pipeline.plan import plan_run
+from tfcompress.pipeline.plan import plan_run, stage_settings
 from tfcompress.pipeline.rows import export_row, file_row, keras_row
 from tfcompress.pipeline.stage_store import StageStore, refuse_other_stages, stage_path
 from tfcompress.recipe import ModelSpec, Recipe, load_recipe
@@ -230,7 +232,7 @@ class _Run:
         teaching = technique.teaching()
         if spec.teach is not None:
             teaching = distillation_loss(spec.teach.kind, spec.teach.temperature, spec.teach.weight)
-        settings = spec.train
+        settings = stage_settings(spec, technique)
         if settings is None:
             raise self._recipe.source.error(("stages", index, spec.technique, "train"), "is missing.")
         self._key = files.content_key(
@@ -357,13 +359,14 @@ class _Run:
             started = time.perf_counter()
             path = self._out / "export" / f"model_{spec.mode}.tflite"
             exported: ExportResult = export_tflite(
-                remove_fake_quantization(model) if spec.mode == "float32" else model,
+                model if MODES[spec.mode].takes_ranges else remove_fake_quantization(model),
                 path,
                 mode=spec.mode,
-                io=spec.io if spec.mode == "int8" else "float32",
+                io=spec.io,
                 calibration=self._data,
                 class_names=self._data.class_names,
             )
+            write_companions(exported, spec.target, self._data)
             row = export_row(f"export-{spec.mode}", exported, model, self._data, time.perf_counter() - started)
             self._rows.append(row)
             # A run's folder may move, so what is in it is named from there.

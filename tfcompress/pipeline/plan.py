@@ -17,9 +17,10 @@ from tfcompress.errors import InvalidArgumentError, ModelError, TFCompressError
 from tfcompress.measure.tflite_runner import TFLiteRunner
 from tfcompress.models import FAMILIES
 from tfcompress.recipe import ModelSpec, Recipe, build_technique, check_arguments
-from tfcompress.recipe.specs import stage_path
+from tfcompress.recipe.specs import StageSpec, stage_path
 from tfcompress.techniques.base import Technique
 from tfcompress.techniques.distill import Teacher
+from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import check_steps_per_execution
 
 
@@ -75,6 +76,11 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
     for index in range(len(techniques)):
         _check_stage(recipe, index, techniques[: index + 1], teacher, compressed, data)
     return Plan(techniques, teacher, student)
+
+
+def stage_settings(stage: StageSpec, technique: Technique) -> TrainSettings | None:
+    """How a stage trains; one whose technique doesn't is the same under all settings."""
+    return stage.train if technique.trains else TrainSettings(epochs=1)
 
 
 def _given_teacher(model: keras.Model, data: Dataset) -> Teacher:
@@ -183,18 +189,19 @@ def _check_stage(
     """Checks stage `index`, the last one of `techniques`."""
     stage, technique = recipe.stages[index], techniques[-1]
     path = ("stages", index, stage.technique)
-    if stage.train is None:
+    train = stage_settings(stage, technique)
+    if train is None:
         raise recipe.source.error((*path, "train"), "is missing; give at least `train: {epochs: 5}`.")
     if teacher is None and (technique.needs_teacher or stage.teach is not None):
         raise recipe.source.error(path, "learns from a teacher, and the recipe has none.")
     if stage.teach is not None and not technique.can_be_taught:
-        raise recipe.source.error(
-            (*path, "teach"), "must be left out: TFMOT trains in tf_keras, where our teachers, of Keras 3, don't teach."
-        )
+        in_tf_keras = "TFMOT trains in tf_keras, where our teachers, of Keras 3, don't teach."
+        reason = in_tf_keras if technique.trains else "there is no training that a teacher could help."
+        raise recipe.source.error((*path, "teach"), f"must be left out: {reason}")
     try:
         technique.check_after(techniques[:-1])
-        technique.check_settings(stage.train)
-        check_steps_per_execution(stage.train, data.steps_per_epoch(recipe.data.batch_size))
-        technique.check(model, stage.train.epochs * data.steps_per_epoch(recipe.data.batch_size))
+        technique.check_settings(train)
+        check_steps_per_execution(train, data.steps_per_epoch(recipe.data.batch_size))
+        technique.check(model, train.epochs * data.steps_per_epoch(recipe.data.batch_size))
     except TFCompressError as error:
         raise recipe.source.error(path, f"cannot be applied. {error}") from error

@@ -23,6 +23,7 @@ TECHNIQUES: Mapping[str, str] = {
     "distill": "tfcompress.techniques.distill.stage:Distill",
     "prune": "tfcompress.techniques.prune:Prune",
     "quantize": "tfcompress.techniques.quantize.stage:Quantize",
+    "quantize_post_training": "tfcompress.techniques.quantize.post_training:QuantizePostTraining",
     "tfmot_cluster": "tfcompress.techniques.tfmot.stages:TfmotCluster",
     "tfmot_prune": "tfcompress.techniques.tfmot.stages:TfmotPrune",
     "tfmot_quantize": "tfcompress.techniques.tfmot.stages:TfmotQuantize",
@@ -186,13 +187,16 @@ class ExportSpec:
 
     Args:
         format: `tflite`.
-        mode: `int8` or `float32` weights and arithmetic.
-        io: `int8` or `float32` inputs and outputs. A float32 file has float32 ones whatever is asked.
+        mode: What the file computes with, a mode of `export_tflite`.
+        io: Type of the inputs and outputs of a file of integers; None, by default, for the mode's own. A file of floats
+            has float32 ones whatever is asked.
+        target: What to write a folder for besides: `android`, `microcontroller` or `edgetpu`; or None.
     """
 
     format: str = "tflite"
-    mode: Literal["int8", "float32"] = "int8"
-    io: Literal["int8", "float32"] = "int8"
+    mode: Literal["float32", "float16", "dynamic", "int8", "int8_float_io", "int16x8", "int4"] = "int8"
+    io: Literal["int8", "int16", "float32"] | None = None
+    target: Literal["android", "microcontroller", "edgetpu"] | None = None
 
     @classmethod
     def from_recipe(cls, value: Any, path: KeyPath, source: Source) -> ExportSpec:

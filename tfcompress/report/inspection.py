@@ -22,6 +22,7 @@ from rich.table import Table
 from tfcompress.bridge.load import load
 from tfcompress.errors import ModelError
 from tfcompress.export import audit, flatbuffer
+from tfcompress.export.ledger import SizeLedger, size_ledger
 from tfcompress.graph.macs import layer_macs
 from tfcompress.measure.size import file_size, layer_sparsity, num_nonzero, num_params
 
@@ -67,6 +68,7 @@ class Inspection:
         file_bytes: Size of the file, or None for a model in memory.
         gzip_bytes: Size of the file after gzip, or None for a model in memory.
         notes: What else to know.
+        ledger: Where the bytes of a `.tflite` file go, or None for a Keras model.
     """
 
     name: str
@@ -78,10 +80,12 @@ class Inspection:
     file_bytes: int | None = None
     gzip_bytes: int | None = None
     notes: tuple[str, ...] = ()
+    ledger: SizeLedger | None = None
 
     def table(self) -> Table:
         """The layers and the totals as a table of Rich."""
-        table = Table(title=self.name, caption="\n".join([self._totals(), *self.notes]), caption_justify="left")
+        foot = [self._totals(), *([] if self.ledger is None else self.ledger.lines()), *self.notes]
+        table = Table(title=self.name, caption="\n".join(foot), caption_justify="left")
         table.add_column("layer" if self.kind == "keras" else "operation", overflow="fold")
         table.add_column("kind", overflow="fold")
         table.add_column("output", overflow="fold")
@@ -194,7 +198,16 @@ def _inspect_tflite(path: Path) -> Inspection:
     nonzero = sum(round(math.prod(constant.shape) * (1 - constant.zeros)) for constant in weights)
     known = [row.macs for row in rows if row.macs is not None]
     notes = [f"MACs of {row.kind} are not known and not counted." for row in rows if row.macs is None]
-    return Inspection(str(path), "tflite", tuple(rows), values, nonzero, sum(known), notes=tuple(dict.fromkeys(notes)))
+    return Inspection(
+        name=str(path),
+        kind="tflite",
+        layers=tuple(rows),
+        num_params=values,
+        num_nonzero=nonzero,
+        macs=sum(known),
+        notes=tuple(dict.fromkeys(notes)),
+        ledger=size_ledger(path),
+    )
 
 
 def _operation(model: Any, graph: Any, operator: Any, number: int) -> LayerInspection:

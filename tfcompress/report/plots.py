@@ -141,6 +141,25 @@ def layer_sparsity(sparsity: Mapping[str, Mapping[str, float]]) -> Figure | None
     return figure
 
 
+def layer_sensitivity(rows: Sequence[Mapping[str, Any]], int8_snr_db: float) -> Figure | None:
+    """A bar for each layer: the signal-to-noise ratio of the outputs with that layer alone in int8.
+
+    Args:
+        rows: Mappings with `layer` and `snr_db`, as `Sensitivity.rows()` gives them.
+        int8_snr_db: The ratio with all layers in int8, in dB.
+    """
+    if not rows:
+        return None
+    figure, (axes,) = _figure(1, height=1.2 + 0.24 * len(rows))
+    axes.barh([row["layer"] for row in rows], [row["snr_db"] for row in rows], color=_BLUE, height=0.7)
+    axes.axvline(int8_snr_db, color=_ORANGE, linewidth=1.6, label="all layers in int8")
+    axes.invert_yaxis()
+    axes.set_xlabel("signal-to-noise ratio of the outputs (dB), less is more sensitive")
+    _title(axes, "Each layer alone in int8")
+    _legend(axes, loc="lower right")
+    return figure
+
+
 def _figure(count: int, *, height: float, share_x: bool = False) -> tuple[Figure, list[Axes]]:
     """Panels one above the other in this report's style, on the file-writing canvas."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -88,6 +88,8 @@ class Technique(abc.ABC):
     needs_teacher: ClassVar[bool] = False
     # Whether it can train under one.
     can_be_taught: ClassVar[bool] = True
+    # Whether it trains, and so needs the recipe's `train`.
+    trains: ClassVar[bool] = True
     # What it promises of the kernels, which later stages must keep: zeros, few values, rounding to integers.
     makes_zeros: ClassVar[bool] = False
     makes_clusters: ClassVar[bool] = False

@@ -17,8 +17,26 @@ import keras
 import numpy as np
 
 from tfcompress.graph.trace import Trace, trace
-from tfcompress.layers import QUANTIZED_LAYERS, SMALLEST_RANGE, FakeQuantize
-from tfcompress.techniques.quantize.rewrite import only_follower
+from tfcompress.layers import (
+    SMALLEST_RANGE,
+    FakeQuantize,
+    QuantizedConv1D,
+    QuantizedConv1DTranspose,
+    QuantizedConv2D,
+    QuantizedConv2DTranspose,
+    QuantizedDense,
+    QuantizedDepthwiseConv1D,
+    QuantizedDepthwiseConv2D,
+    QuantizedSeparableConv1D,
+    QuantizedSeparableConv2D,
+)
+from tfcompress.techniques.quantize.integer_support import ROUNDED_INSIDE, only_follower
+
+_DEPTHWISE = (QuantizedDepthwiseConv1D, QuantizedDepthwiseConv2D)
+_SEPARABLE = (QuantizedSeparableConv1D, QuantizedSeparableConv2D)
+_TRANSPOSED = (QuantizedConv1DTranspose, QuantizedConv2DTranspose)
+# One sum of products and a bias.
+_SUMS = (QuantizedConv1D, QuantizedConv2D, QuantizedDense, *_DEPTHWISE, *_SEPARABLE, *_TRANSPOSED)
 
 
 def round_biases(model: keras.Model) -> int:
@@ -35,22 +53,26 @@ def round_biases(model: keras.Model) -> int:
     traced = trace(model)
     uses: dict[str, list[int]] = {}
     for index, call in enumerate(traced.calls):
-        if type(call.operation) in QUANTIZED_LAYERS.values():
+        if isinstance(call.operation, _SUMS):
             uses.setdefault(call.operation.name, []).append(index)
     return sum(_round_layer(traced, indices) for indices in uses.values())
 
 
 def _round_layer(traced: Trace, indices: list[int]) -> bool:
     layer = traced.calls[indices[0]].operation
-    scales = {_input_scale(traced, index) for index in indices}
+    if isinstance(layer, _SEPARABLE):
+        # The sum with the bias is that of the pointwise kernel, which takes what the layer rounds inside.
+        scales: set[float | None] = {_scale(layer.depthwise_range)}
+    else:
+        scales = {_input_scale(traced, index) for index in indices}
     followers = {id(only_follower(traced, index)): only_follower(traced, index) for index in indices}
     if len(scales) != 1 or None in scales or len(followers) != 1:
         return False
     (input_scale,) = scales
-    (follower,) = followers.values()
+    follower: Any = next(iter(followers.values()))
     unit = input_scale * kernel_scale(layer)
     bias = _numpy(layer.bias).astype("float64") if layer.use_bias else np.zeros_like(unit)
-    if not isinstance(follower, keras.layers.BatchNormalization):
+    if type(follower) is not keras.layers.BatchNormalization:
         if layer.use_bias:
             layer.bias.assign(np.round(bias / unit) * unit)
         return layer.use_bias
@@ -68,9 +90,12 @@ def _round_layer(traced: Trace, indices: list[int]) -> bool:
 
 def kernel_scale(layer: Any) -> np.ndarray:
     """The scale of the integer kernel for each output channel, float64 of shape `(channels,)`."""
-    kernel = np.abs(_numpy(layer.kernel)).astype("float64")
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
-        kernel = kernel.reshape(*kernel.shape[:2], -1)
+    kernel = layer.pointwise_kernel if isinstance(layer, _SEPARABLE) else layer.kernel
+    kernel = np.abs(_numpy(kernel)).astype("float64")
+    if isinstance(layer, _DEPTHWISE):
+        kernel = kernel.reshape(*kernel.shape[:-2], -1)
+    if isinstance(layer, _TRANSPOSED):
+        kernel = np.swapaxes(kernel, -1, -2)
     channels = kernel.shape[-1]
     largest = kernel.reshape(-1, channels).max(0) if layer.per_channel else np.full(channels, kernel.max())
     return np.maximum(largest, SMALLEST_RANGE) / (2 ** (layer.weight_bits - 1) - 1)
@@ -85,8 +110,13 @@ def _input_scale(traced: Trace, index: int) -> float | None:
         index = sources[0].call
         operation = traced.calls[index].operation
         if isinstance(operation, FakeQuantize):
-            width = float(_numpy(operation.maximum)) - float(_numpy(operation.minimum))
-            return width / (2**operation.bits - 1)
+            return _scale(operation)
+        if isinstance(operation, ROUNDED_INSIDE):
+            return None
+
+
+def _scale(layer: FakeQuantize) -> float:
+    return (float(_numpy(layer.maximum)) - float(_numpy(layer.minimum))) / (2**layer.bits - 1)
 
 
 def _numpy(variable: Any) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import keras
 
 from tfcompress.errors import InvalidArgumentError, TrainingError
-from tfcompress.layers import FakeQuantize
+from tfcompress.techniques.quantize.calibrate import fake_quantize_layers
 
 
 class FreezeRanges(keras.callbacks.Callback):
@@ -27,6 +27,7 @@ class FreezeRanges(keras.callbacks.Callback):
 
     Example:
         >>> inputs = keras.Input((4,))
+        >>> from tfcompress.layers import FakeQuantize
         >>> model = keras.Model(inputs, FakeQuantize(name="range")(inputs))
         >>> callback = FreezeRanges(model, after=0.8)
     """
@@ -37,10 +38,10 @@ class FreezeRanges(keras.callbacks.Callback):
         for name, value in (("after", after), ("batch_norm_after", batch_norm_after)):
             if not 0 <= value <= 1:
                 raise InvalidArgumentError(f"FreezeRanges.{name}", "a number in [0, 1]", value)
-        trainable = [layer for layer in model.layers if layer.trainable]
+        norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
         self._parts = [
-            (after, [layer for layer in trainable if isinstance(layer, FakeQuantize)]),
-            (batch_norm_after, [layer for layer in trainable if isinstance(layer, keras.layers.BatchNormalization)]),
+            (after, [layer for layer in fake_quantize_layers(model) if layer.trainable]),
+            (batch_norm_after, [layer for layer in norms if layer.trainable]),
         ]
         self._frozen: list[keras.layers.Layer] = []
         self._epoch_start = 0

@@ -6,7 +6,7 @@ reloads like any other. Left out: training it, which is the caller's `fit` or th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.quantize.calibrate import calibrate
+from tfcompress.techniques.quantize.ranges import PERCENTILE, RangeMethod
 from tfcompress.techniques.quantize.rewrite import QuantizationSpec, insert_fake_quantization
 
 RANGES = ("learned", "moving_average")
@@ -26,10 +27,13 @@ def quantize_aware(
     model: keras.Model,
     calibration: Any,
     *,
-    weight_bits: int = 8,
+    weight_bits: int | Mapping[str, int] = 8,
+    allow_float: Sequence[str] = (),
     ranges: str = "learned",
     momentum: float = 0.99,
     calibration_samples: int = 1000,
+    calibration_method: str = "min_max",
+    percentile: float = PERCENTILE,
 ) -> keras.Model:
     """Inserts fake quantization into a copy of `model` and sets its ranges from data.
 
@@ -37,18 +41,26 @@ def quantize_aware(
         model: A functional or Sequential Keras model. It is not changed.
         calibration: What the activation ranges are read from: a `Dataset` (its train split), a `tf.data.Dataset` of
             batches `x` or `(x, y)`, or an array of shape `(samples, ...)`.
-        weight_bits: Bits of the kernels: 8, or 4. Convolutions have a scale for each output channel.
+        weight_bits: Bits of the kernels: 8 or 4, for all layers, or by patterns of layer names such as
+            `{"head_*": 8, "*": 4}`, of which the first that fits counts (8 where none does). Convolutions have a scale
+            for each output channel.
+        allow_float: Patterns of names of layers that stay in float, with conversions around them. Export such a model
+            with `audit=False`.
         ranges: How activation ranges go on from the calibrated ones while training: `"learned"` by gradient, or
             `"moving_average"`. `FreezeRanges` stops both.
         momentum: Share of the old range that a moving average keeps at each step, in [0, 1).
         calibration_samples: How many samples are looked at, at least 1.
+        calibration_method: How ranges are chosen from what is seen there: `"min_max"`, `"percentile"` (all but the
+            rarest values), or `"mse"` (least squared error of rounding and clipping).
+        percentile: For `"percentile"`: the share of values, in percent, in (50, 100], that each end leaves inside.
 
     Returns:
         A new Keras model with the same inputs, outputs, layer names and kernel shapes.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
-        ModelError: If the model has no graph, or a layer that cannot be computed in integers.
+        ModelError: If the model has no graph, or a layer that cannot be computed in integers and is not in
+            `allow_float`.
         DataError: If the calibration data is empty or not finite.
 
     Example:
@@ -64,16 +76,20 @@ def quantize_aware(
         https://arxiv.org/abs/1903.08066
     """
     check_arguments("quantize_aware", weight_bits, ranges, momentum, calibration_samples)
-    spec = QuantizationSpec(weight_bits=weight_bits, ranges=ranges, momentum=momentum)
+    method = RangeMethod(name=calibration_method, percentile=percentile)
+    spec = QuantizationSpec(weight_bits=weight_bits, ranges=ranges, momentum=momentum, allow_float=tuple(allow_float))
     aware = insert_fake_quantization(model, spec)
-    calibrate(aware, calibration_batches(calibration, calibration_samples))
+    calibrate(aware, calibration_batches(calibration, calibration_samples), method)
     return aware
 
 
-def check_arguments(owner: str, weight_bits: int, ranges: str, momentum: float, calibration_samples: int) -> None:
+def check_arguments(
+    owner: str, weight_bits: int | Mapping[str, int], ranges: str, momentum: float, calibration_samples: int
+) -> None:
     """Raises an `InvalidArgumentError` for the first argument of `owner` that is out of its range."""
-    if weight_bits not in (4, 8):
-        raise InvalidArgumentError(f"{owner}.weight_bits", "4 or 8", weight_bits)
+    widths = list(weight_bits.values()) if isinstance(weight_bits, Mapping) else [weight_bits]
+    if not widths or any(bits not in (4, 8) for bits in widths):
+        raise InvalidArgumentError(f"{owner}.weight_bits", "4 or 8, or patterns of names with 4 or 8 each", weight_bits)
     if ranges not in RANGES:
         raise InvalidArgumentError(f"{owner}.ranges", f"one of {RANGES}", ranges)
     if not 0 <= momentum < 1:

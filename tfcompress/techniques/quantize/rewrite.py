@@ -2,71 +2,52 @@
 
 Rounded are: each model input, each kernel, and each result that the TFLite runtime stores. Not rounded is what it fuses
 away: between a convolution (or an addition), its BatchNormalization and its ReLU there is no tensor, and pooling,
-reshaping and padding hand on the numbers they get with the scale they came with.
+reshaping and padding hand on the numbers they get with the scale they came with. Layers that the runtime computes in
+several operations become twins that round inside (`tfcompress.layers`).
 
 Invariant: with ranges wide enough and bits enough the rewritten model computes what the original does; weights keep
-their names and shapes. Left out: layers with no integer kernel, which are refused by name before anything is trained.
+their names and shapes. Left out: which layers have integer kernels (`integer_support.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import fnmatch
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-from keras import layers
+from keras import layers, ops
 
-from tfcompress.errors import ModelError
+from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.graph.flatten import flatten
 from tfcompress.graph.trace import Call, Trace, replay, trace
-from tfcompress.layers import QUANTIZED_LAYERS, FakeQuantize
-
-# Their results have the scale of what came in.
-HANDED_ON = (
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.Flatten,
-    layers.Reshape,
-    layers.Permute,
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.Cropping1D,
-    layers.Cropping2D,
+from tfcompress.layers import (
+    COMPOSED,
+    QUANTIZED_LAYERS,
+    FakeQuantize,
+    QuantizedActivation,
+    QuantizedBatchNormalization,
+    QuantizedReLU,
+    copy_plain_weights,
 )
-# Their results have that scale too, and are rounded to it.
-AVERAGED = (layers.AveragePooling1D, layers.AveragePooling2D)
-# They do nothing when a model is used, so they stand between no two tensors.
-ABSENT = (
-    layers.Dropout,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.GaussianNoise,
-    layers.GaussianDropout,
-    layers.ActivityRegularization,
-    layers.Identity,
-)
-# Their results are new numbers, with a scale of their own.
-COMPUTED = (
-    layers.Add,
-    layers.Concatenate,
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-)
-# Functions with an integer kernel of their own; ReLU and ReLU6 are fused into what comes before.
-SUPPORTED_ACTIVATIONS = (keras.activations.sigmoid, keras.activations.tanh, keras.activations.softmax)
-# TFLite's integer softmax has this one range, whatever came in.
-SOFTMAX_RANGE = (0.0, 255.0 / 256.0)
+from tfcompress.techniques.quantize import integer_support as support
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class QuantizationSpec:
     """What the inserted layers are made with: see `quantize_aware` for the meaning of each field."""
 
-    weight_bits: int = 8
+    weight_bits: int | Mapping[str, int] = 8
     ranges: str = "learned"
     momentum: float = 0.99
+    allow_float: Sequence[str] = ()
+
+    def bits_of(self, name: str) -> int:
+        """Bits of the kernels of a layer: of the first pattern that fits its name, else 8."""
+        if isinstance(self.weight_bits, int):
+            return self.weight_bits
+        return next((bits for pattern, bits in self.weight_bits.items() if fnmatch.fnmatch(name, pattern)), 8)
 
 
 def insert_fake_quantization(model: keras.Model, spec: QuantizationSpec) -> keras.Model:
@@ -80,11 +61,22 @@ def insert_fake_quantization(model: keras.Model, spec: QuantizationSpec) -> kera
         A new model with new layers; the ranges of its `FakeQuantize` layers are not calibrated yet.
 
     Raises:
-        ModelError: If a layer cannot be computed in integers; the message names each one.
+        InvalidArgumentError: If a pattern fits no layer.
+        ModelError: If a layer cannot be computed in integers and may not stay in float; the message names each one.
     """
-    traced = trace(model)
-    refuse_unsupported(traced)
+    traced = quantizable_trace(model)
+    _refuse_idle_patterns(traced, spec)
+    refuse_unsupported(traced, spec.allow_float)
     return _Rewriter(traced, spec).build()
+
+
+def quantizable_trace(model: keras.Model) -> Trace:
+    """The calls of a model; layers of nested models whose names are equal get names of their own."""
+    traced = trace(model, allow_equal_names=True)
+    layers_by_name: dict[str, set[int]] = {}
+    for call in traced.calls:
+        layers_by_name.setdefault(call.operation.name, set()).add(id(call.operation))
+    return trace(flatten(model)) if any(len(ids) > 1 for ids in layers_by_name.values()) else traced
 
 
 def remove_fake_quantization(model: keras.Model) -> keras.Model:
@@ -107,14 +99,15 @@ def remove_fake_quantization(model: keras.Model) -> keras.Model:
             return operation(*args, **kwargs)
         if operation.name not in new:
             config = operation.get_config()
-            config.pop("weight_bits", None)
+            for key in getattr(operation, "rounding_keys", ()):
+                config.pop(key)
             new[operation.name] = getattr(operation, "base_class", type(operation)).from_config(config)
         return new[operation.name](*args, **kwargs)
 
     plain = replay(traced, call_plain)
     for call in traced.calls:
         if call.operation.name in new and call.operation.weights:
-            new[call.operation.name].set_weights(call.operation.get_weights())
+            copy_plain_weights(call.operation, new[call.operation.name])
     return plain
 
 
@@ -128,39 +121,66 @@ class _Rewriter:
         # The layer that gave each call's result its scale.
         self._ranges: dict[int, FakeQuantize] = {}
         self._names: set[str] = {call.operation.name for call in traced.calls}
+        self._absorbed = {
+            call.operation.name for index, call in enumerate(traced.calls) if support.is_absorbed(traced, index)
+        }
 
     def build(self) -> keras.Model:
         model = replay(self._trace, self._call, self._round_input)
         for call in self._trace.calls:
-            new = self._new.get(call.operation.name)
-            if new is not None and call.operation.weights:
-                new.set_weights(call.operation.get_weights())
-                new.trainable = call.operation.trainable
+            old, new = call.operation, self._new.get(call.operation.name)
+            if new is not None and old.weights:
+                copy_plain_weights(old, new)
+                if not old.trainable:
+                    new.trainable = False
         return model
 
     def _call(self, index: int, call: Call, args: tuple, kwargs: dict) -> Any:
-        result = self._layer(call.operation)(*args, **kwargs)
-        activation = unfused_activation(call.operation)
+        operation = call.operation
+        if self._is_float(operation):
+            result = self._float_call(operation, args, kwargs)
+            if not self._feeds_integers(index):
+                return result
+            return self._rounded(index, result, None)
+        result = self._integer_call(operation, args, kwargs)
+        activation = support.unfused_activation(operation)
         if activation is not None:
             # The sum is a tensor of its own before a function that is no clipping.
-            name = call.operation.name
+            name = operation.name
             result = self._range(f"{name}_sum_range")(result)
-            result = layers.Activation(activation, name=self._free(f"{name}_{activation.__name__}"))(result)
-        if isinstance(call.operation, AVERAGED) and not averages_all(call.operation):
-            # The runtime rounds a mean to the scale of what came in: the same layer once more does just that.
-            self._ranges[index] = self._ranges[call.sources[0].call]
-            return self._ranges[index](result)
-        if not needs_range(self._trace, index):
-            source = call.sources[0].call
-            # Dropout between a convolution and its ReLU hands on what has no range yet.
-            if isinstance(call.operation, HANDED_ON + ABSENT) and source in self._ranges:
-                self._ranges[index] = self._ranges[source]
+            result = self._activation(f"{name}_{activation}", operation.activation, activation)(result)
+        if isinstance(operation, support.AVERAGED) and not support.averages_all(operation):
+            return self._averaged(index, call, result)
+        if not needs_range(self._trace, index, self._is_float):
+            self._hand_on(index, call)
             return result
-        is_softmax = activation is keras.activations.softmax or _is_softmax(call.operation)
-        self._ranges[index] = self._range(f"{call.operation.name}_range", SOFTMAX_RANGE if is_softmax else None)
-        return self._ranges[index](result)
+        return self._rounded(index, result, support.fixed_range(operation))
+
+    def _rounded(self, index: int, result: Any, fixed: tuple[float, float] | None) -> Any:
+        if not any(_is_float_tensor(tensor) for tensor in keras.tree.flatten(result)):
+            return result
+        name = self._trace.calls[index].operation.name
+        self._ranges[index] = self._range(f"{name}_range", fixed)
+        return keras.tree.map_structure(self._ranges[index], result)
+
+    def _averaged(self, index: int, call: Call, result: Any) -> Any:
+        source = self._ranges.get(call.sources[0].call)
+        if source is None:
+            return self._rounded(index, result, None)
+        # The runtime rounds a mean to the scale of what came in: the same layer once more does just that.
+        self._ranges[index] = source
+        return source(result)
+
+    def _hand_on(self, index: int, call: Call) -> None:
+        """Notes whose scale the result of a call has, if it has one."""
+        # Dropout between a convolution and its ReLU hands on what has no range yet.
+        source = call.sources[0].call if call.sources else None
+        if source in self._ranges and (support.hands_on(call.operation) or isinstance(call.operation, support.ABSENT)):
+            self._ranges[index] = self._ranges[source]
 
     def _round_input(self, index: int, tensor: Any) -> Any:
+        if not _is_float_tensor(tensor) or not self._feeds_integers(index):
+            return tensor
         self._ranges[index] = self._range(f"{self._trace.calls[index].operation.name}_range")
         return self._ranges[index](tensor)
 
@@ -169,22 +189,78 @@ class _Rewriter:
             return FakeQuantize(name=self._free(name), ranges="fixed", initial_range=fixed_range)
         return FakeQuantize(name=self._free(name), ranges=self._spec.ranges, momentum=self._spec.momentum)
 
-    def _layer(self, operation: Any) -> Any:
-        if not isinstance(operation, keras.layers.Layer):
-            return operation
+    def _integer_call(self, operation: Any, args: tuple, kwargs: dict) -> Any:
+        kind = type(operation).__name__
+        if support.is_layer(operation):
+            return self._layer(operation)(*args, **kwargs)
+        if kind == "Negative":
+            return ops.subtract(0.0, args[0])
+        if kind == "Square":
+            return ops.multiply(args[0], args[0])
+        name = support.activation_name(operation)
+        if name is not None and name in COMPOSED:
+            return self._activation(operation.name, getattr(keras.activations, name), name)(args[0])
+        return operation(*args, **kwargs)
+
+    def _float_call(self, operation: Any, args: tuple, kwargs: dict) -> Any:
+        if not support.is_layer(operation):
+            return operation(*args, **kwargs)
         if operation.name not in self._new:
-            if averages_all(operation):
-                # The mean of a whole map gets a scale of its own, finer than that of the map.
-                new = layers.GlobalAveragePooling2D(keepdims=True, name=operation.name)
-                return self._new.setdefault(operation.name, new)
-            config = operation.get_config()
-            layer_class = QUANTIZED_LAYERS.get(type(operation), type(operation))
-            if layer_class is not type(operation):
-                config["weight_bits"] = self._spec.weight_bits
-            if unfused_activation(operation) is not None:
-                config["activation"] = "linear"
-            self._new[operation.name] = layer_class.from_config(config)
+            self._new[operation.name] = type(operation).from_config(operation.get_config())
+        return self._new[operation.name](*args, **kwargs)
+
+    def _activation(self, name: str, function: Any, serialized: str) -> keras.layers.Layer:
+        if serialized in COMPOSED:
+            return QuantizedActivation(
+                function, name=self._free(name), ranges=self._spec.ranges, momentum=self._spec.momentum
+            )
+        return layers.Activation(function, name=self._free(name))
+
+    def _layer(self, operation: Any) -> Any:
+        if operation.name not in self._new:
+            self._new[operation.name] = self._twin(operation)
         return self._new[operation.name]
+
+    def _twin(self, operation: Any) -> Any:
+        if support.averages_all(operation):
+            # The mean of a whole map gets a scale of its own, finer than that of the map.
+            return layers.GlobalAveragePooling2D(keepdims=True, name=operation.name)
+        config = operation.get_config()
+        twin = QUANTIZED_LAYERS.get(type(operation), type(operation))
+        if isinstance(operation, layers.BatchNormalization) and operation.name not in self._absorbed:
+            twin = QuantizedBatchNormalization
+        if isinstance(operation, layers.ReLU) and not support.is_clipping(operation):
+            twin = QuantizedReLU
+        name = support.activation_name(operation)
+        if type(operation) not in support.SUMS and name in COMPOSED:
+            twin = QuantizedActivation
+            config = {"name": operation.name, "dtype": config["dtype"], "activation": name}
+        values = {
+            "weight_bits": self._spec.bits_of(operation.name),
+            "ranges": self._spec.ranges,
+            "momentum": self._spec.momentum,
+            "per_channel": self._precedes_batch_norm(operation),
+        }
+        config |= {key: values[key] for key in getattr(twin, "rounding_keys", ())}
+        if support.unfused_activation(operation) is not None:
+            config["activation"] = "linear"
+        return twin.from_config(config)
+
+    def _precedes_batch_norm(self, operation: Any) -> bool:
+        """Whether the scales of a layer have to absorb a BatchNormalization, wherever it is used."""
+        return any(
+            isinstance(support.only_follower(self._trace, index), layers.BatchNormalization)
+            and support.is_sum(operation)
+            for index, call in enumerate(self._trace.calls)
+            if call.operation is operation
+        )
+
+    def _is_float(self, operation: Any) -> bool:
+        return any(fnmatch.fnmatch(operation.name, pattern) for pattern in self._spec.allow_float)
+
+    def _feeds_integers(self, index: int) -> bool:
+        """Whether an operation in integers takes the result of a call."""
+        return any(not self._is_float(self._trace.calls[at].operation) for at in self._trace.consumers(index))
 
     def _free(self, name: str) -> str:
         """`name`, numbered if it is taken, as for the later calls of a shared layer."""
@@ -197,98 +273,50 @@ class _Rewriter:
         return free
 
 
-def needs_range(traced: Trace, index: int) -> bool:
+def needs_range(traced: Trace, index: int, is_float: Any = lambda operation: False) -> bool:
     """Whether the result of call `index` is a tensor with a scale of its own in the exported file."""
     operation = traced.calls[index].operation
-    if isinstance(operation, HANDED_ON + ABSENT + AVERAGED) and not averages_all(operation):
+    if support.hands_on(operation) or isinstance(operation, support.ABSENT + support.ROUNDED_INSIDE):
         return False
-    if _is_sum(operation) or isinstance(operation, layers.BatchNormalization | layers.Add):
-        follower = only_follower(traced, index)
-        fused = (layers.BatchNormalization,) if _is_sum(operation) else ()
-        return not (follower is not None and (isinstance(follower, fused) or is_clipping(follower)))
-    return True
-
-
-def averages_all(operation: Any) -> bool:
-    """Whether a pooling takes the mean of its whole input."""
-    return (
-        isinstance(operation, layers.AveragePooling2D)
-        and operation.data_format == "channels_last"
-        and tuple(operation.pool_size) == tuple(operation.input.shape[1:3])
+    if isinstance(operation, support.AVERAGED) and not support.averages_all(operation):
+        return False
+    follower = support.only_follower(traced, index)
+    if follower is None or is_float(follower):
+        return True
+    if support.is_sum(operation) and isinstance(follower, layers.BatchNormalization):
+        return type(operation) not in support.ABSORBING
+    is_fused = (
+        support.is_sum(operation)
+        or isinstance(operation, layers.BatchNormalization | layers.Add | layers.Subtract | layers.Multiply)
+        or type(operation).__name__ in ("CustomScaleLayer", "Add", "Subtract", "Multiply")
     )
+    return not (is_fused and support.is_clipping(follower))
 
 
-def is_clipping(operation: Any) -> bool:
-    """Whether an activation is a clipping that TFLite fuses into the operation before: ReLU or ReLU6."""
-    if isinstance(operation, layers.ReLU):
-        return operation.max_value in (None, 6) and not operation.negative_slope and not operation.threshold
-    activation = getattr(operation, "activation", None)
-    return isinstance(operation, layers.Activation) and activation in (keras.activations.relu, keras.activations.relu6)
-
-
-def only_follower(traced: Trace, index: int) -> Any | None:
-    """The operation that alone takes the result of call `index`, looking through what is absent in use."""
-    outputs = {ref.call for ref in keras.tree.flatten(traced.outputs)}
-    while index not in outputs:
-        consumers = traced.consumers(index)
-        if len(consumers) != 1:
-            return None
-        (index,) = consumers
-        if not isinstance(traced.calls[index].operation, ABSENT):
-            return traced.calls[index].operation
-    return None
-
-
-def unfused_activation(operation: Any) -> Any | None:
-    """The activation inside a convolution or dense layer that TFLite computes as an operation of its own."""
-    if type(operation) not in QUANTIZED_LAYERS:
-        return None
-    fused = (keras.activations.linear, keras.activations.relu, keras.activations.relu6)
-    return None if operation.activation in fused else operation.activation
-
-
-def _is_sum(operation: Any) -> bool:
-    """Whether the operation is a convolution or dense layer with nothing after its sum."""
-    return type(operation) in QUANTIZED_LAYERS and operation.activation is keras.activations.linear
-
-
-def _is_softmax(operation: Any) -> bool:
-    return isinstance(operation, layers.Softmax) or (
-        isinstance(operation, layers.Activation) and operation.activation is keras.activations.softmax
-    )
-
-
-def refuse_unsupported(traced: Trace) -> None:
-    """Raises a `ModelError` that names each layer which cannot be computed in integers."""
-    reasons = list(_unsupported(traced))
+def refuse_unsupported(traced: Trace, allow_float: Sequence[str] = ()) -> None:
+    """Raises a `ModelError` that names each layer which cannot be computed in integers and may not stay in float."""
+    reasons = {}
+    for index, call in enumerate(traced.calls):
+        name = call.operation.name
+        reason = support.unsupported_reason(traced, index)
+        if reason is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in allow_float):
+            reasons[name] = reason
     if reasons:
-        listing = "\n  - ".join(reasons)
+        listing = "\n  - ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise ModelError(
-            f"Model {traced.name!r} has layers that quantization-aware training cannot round; replace them, or use "
-            f"post-training quantization (`export_tflite(model, path, calibration=...)`):\n  - {listing}"
+            f"Model {traced.name!r} has layers that quantization-aware training cannot round. Replace them, leave them "
+            "in float by `allow_float`, or use post-training quantization "
+            f"(`export_tflite(model, path, calibration=...)`):\n  - {listing}"
         )
 
 
-def _unsupported(traced: Trace) -> Iterator[str]:
-    inputs = {ref.call for ref in keras.tree.flatten(traced.inputs)}
-    for index, call in enumerate(traced.calls):
-        operation = call.operation
-        if index in inputs or type(operation) in QUANTIZED_LAYERS or is_clipping(operation) or _is_softmax(operation):
-            activation = unfused_activation(operation)
-            if activation is not None and activation not in SUPPORTED_ACTIVATIONS:
-                yield f"{operation.name}: activation {activation.__name__!r}"
-            if getattr(operation, "data_format", "channels_last") == "channels_first":
-                yield f"{operation.name}: data_format 'channels_first' has no integer kernel"
-        elif isinstance(operation, layers.BatchNormalization):
-            (before,) = (ref.call for ref in call.sources)
-            fused = _is_sum(traced.calls[before].operation) and only_follower(traced, before) is operation
-            if not fused:
-                yield f"{operation.name}: a BatchNormalization that is not the only follower of a convolution"
-            elif isinstance(traced.calls[before].operation, layers.Dense):
-                # One scale for the whole kernel cannot absorb a factor for each output.
-                yield f"{operation.name}: a BatchNormalization after a dense layer"
-        elif isinstance(operation, layers.Activation):
-            if operation.activation not in SUPPORTED_ACTIVATIONS:
-                yield f"{operation.name}: activation {operation.activation.__name__!r}"
-        elif not isinstance(operation, HANDED_ON + ABSENT + AVERAGED + COMPUTED):
-            yield f"{operation.name}: {type(operation).__name__}"
+def _refuse_idle_patterns(traced: Trace, spec: QuantizationSpec) -> None:
+    names = [call.operation.name for call in traced.calls]
+    patterns = [*spec.allow_float, *(spec.weight_bits if isinstance(spec.weight_bits, Mapping) else ())]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InvalidArgumentError("pattern of layer names", f"one that fits a layer of {traced.name!r}", pattern)
+
+
+def _is_float_tensor(tensor: Any) -> bool:
+    return "float" in keras.backend.standardize_dtype(tensor.dtype)

@@ -16,9 +16,11 @@ import tf_keras
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.trace import Trace, trace
-from tfcompress.layers import QUANTIZED_LAYERS
 from tfcompress.techniques.schedules import load_tfmot
 from tfcompress.techniques.tfmot.callbacks import KERNELS, weight_name
+
+# The kernels that TFMOT rounds and that have a rounded twin in Keras 3 which rounds them alike.
+TWINS = ("Conv2D", "DepthwiseConv2D", "Dense")
 
 
 def choose_quantizable(
@@ -112,7 +114,7 @@ def _batch_norm_reason(layer: Any, before: dict[str, tuple[str, bool]], legacy: 
 
 def _reason(layer: Any) -> str | None:
     """What TFMOT says against a layer, if anything."""
-    if _has_kernel(layer) and type(layer).__name__ not in {kind.__name__ for kind in QUANTIZED_LAYERS}:
+    if _has_kernel(layer) and type(layer).__name__ not in TWINS:
         return f"{type(layer).__name__} has no rounded twin in Keras 3"
     quantization = load_tfmot().quantization.keras
     if not _is_known(layer):
