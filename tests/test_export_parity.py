@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_saturation_counts_what_lies_beyond_the_range():
     "kind, measures, finding",
     [
         ("float32", {"snr_db": 59.0}, "SNR 59.0 dB, at least 60 needed"),
-        ("qat", {"within_1": 0.89}, "89.0% of values within one step, at least 90.0% needed"),
+        ("qat", {"within_1": 0.89}, "89.0% of values within one step, at least 95.0% needed"),
         ("qat", {"snr_db": 14.0}, "SNR 14.0 dB, at least 15 needed"),
         ("qat", {"top1_or_tied": 0.9}, "same top class on 90.0% of samples"),
         ("ptq", {"snr_db": 9.0}, "SNR 9.0 dB"),
@@ -63,21 +64,31 @@ def test_saturation_counts_what_lies_beyond_the_range():
 def test_gate_names_what_is_missed(kind, measures, finding):
     perfect = {"snr_db": 200.0, "within_1": 1.0, "within_2": 1.0, "top1_or_tied": 1.0, "saturation": 0.0}
     good = Agreement("none", "y", 0.0, **perfect)
-    assert list(_judge(good, kind, real=True, kernels_within_1=1.0)) == []
-    (found,) = _judge(Agreement("none", "y", 0.0, **{**perfect, **measures}), kind, real=True, kernels_within_1=1.0)
+    assert list(_judge(good, kind, real=True, kernels=good)) == []
+    (found,) = _judge(Agreement("none", "y", 0.0, **{**perfect, **measures}), kind, real=True, kernels=good)
     assert "output 'y' with delegate 'none'" in found and finding in found and "remedy: " in found
 
 
 def test_qat_is_measured_by_how_the_runtime_agrees_with_itself():
-    agreement = Agreement("none", "y", 0.0, 30.0, within_1=0.6)
-    assert list(_judge(agreement, "qat", real=True, kernels_within_1=0.65)) == []
-    (found,) = _judge(agreement, "qat", real=True, kernels_within_1=0.75)
+    def kernels(snr_db, within_1):
+        return Agreement("default against none", "y", 0.0, snr_db, within_1=within_1)
+
+    agreement = Agreement("none", "y", 0.0, 12.0, within_1=0.6)
+    assert list(_judge(agreement, "qat", real=True, kernels=kernels(13.0, 0.75))) == []
+    (found,) = _judge(agreement, "qat", real=True, kernels=kernels(13.0, 0.85))
     assert "60.0% of values within one step, at least 65.0% needed" in found
+    (found,) = _judge(agreement, "qat", real=True, kernels=kernels(13.0, 0.95))
+    assert "at least 85.0% needed" in found
+    (found,) = _judge(agreement, "qat", real=True, kernels=kernels(15.0, 0.75))
+    assert "SNR 12.0 dB, at least 13 needed" in found
+    # Kernels that agree on nothing excuse nothing.
+    (found,) = _judge(dataclasses.replace(agreement, snr_db=9.0), "qat", real=True, kernels=kernels(5.0, 0.75))
+    assert "at least 10 needed" in found
 
 
 def test_random_samples_are_not_judged_by_their_top_class():
     bad = Agreement("none", "y", 0.0, 200.0, top1=0.0, top1_or_tied=0.0)
-    assert list(_judge(bad, "ptq", real=False, kernels_within_1=None)) == []
+    assert list(_judge(bad, "ptq", real=False, kernels=bad)) == []
 
 
 def test_failed_parity_raises_with_all_causes():

@@ -173,7 +173,7 @@ def test_recipe_stage_needs_no_training(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weight_bits": 3}, "`quantize_post_training.weight_bits` must be 4 or 8. Received: 3"),
+        ({"weight_bits": 3}, "`quantize_post_training.weight_bits` must be 4 or 8, or patterns"),
         ({"method": "entropy"}, "must be one of .*percentile.*Received: 'entropy'"),
         ({"equalize": "all"}, "`quantize_post_training.equalize` must be one of .*Received: 'all'"),
         ({"rounding_steps": 0}, "must be at least 1. Received: 0"),

@@ -205,7 +205,7 @@ def test_subclassed_model_has_no_graph():
 @pytest.mark.parametrize(
     ("argument", "value", "message"),
     [
-        ("weight_bits", 3, "`quantize_aware.weight_bits` must be 4 or 8. Received: 3"),
+        ("weight_bits", 3, "`quantize_aware.weight_bits` must be 4 or 8, or patterns"),
         ("ranges", "guessed", "must be one of .*learned.*Received: 'guessed'"),
         ("momentum", 1.0, r"must be a number in \[0, 1\). Received: 1.0"),
         ("calibration_samples", 0, "must be at least 1. Received: 0"),

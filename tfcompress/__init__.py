@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tfcompress.bridge.to_tf_keras import to_tf_keras
     from tfcompress.data import Augmentation, Dataset, from_arrays, from_folder, load_dataset
     from tfcompress.export import ExportResult, audit_tflite, export_tflite, size_ledger, slim_tflite, write_bundle
+    from tfcompress.export.drift import layer_drift
     from tfcompress.export.sensitivity import sensitivity
     from tfcompress.graph.macs import count_macs
     from tfcompress.measure.accuracy import evaluate
@@ -84,6 +85,7 @@ _HOMES = {
     "from_folder": "tfcompress.data",
     "from_tf_keras": "tfcompress.bridge.from_tf_keras",
     "inspect": "tfcompress.report.inspection",
+    "layer_drift": "tfcompress.export.drift",
     "load": "tfcompress.bridge.load",
     "load_dataset": "tfcompress.data",
     "load_recipe": "tfcompress.recipe",
@@ -140,6 +142,7 @@ __all__ = [
     "from_folder",
     "from_tf_keras",
     "inspect",
+    "layer_drift",
     "load",
     "load_dataset",
     "load_recipe",

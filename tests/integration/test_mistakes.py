@@ -91,7 +91,7 @@ def fails(folder, tmp_path, monkeypatch, capsys):
         ([f"stages.prune.schedule={SLOW_SCHEDULE}"], "`stages.1.prune` cannot be applied. The pruning schedule cannot "
          "reach its sparsity of 0.5 in the planned 1 steps"),
         (["stages.prune.include=[conv*]"], "`stages.1.prune` cannot be applied. `include` must be patterns of"),
-        (["stages.quantize.weight_bits=3"], "`stages.2.quantize.weight_bits` must be 4 or 8. Received: 3"),
+        (["stages.quantize.weight_bits=3"], "`stages.2.quantize.weight_bits` must be 4 or 8, or patterns of names"),
         (["train={}", "teacher.train={epochs: 1}"], "`stages.0.distill.train` is missing"),
         (["data.name=null"], "`data.name` is missing"),
     ],

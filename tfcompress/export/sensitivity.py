@@ -14,9 +14,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from tfcompress.errors import ExportError, InvalidArgumentError, ModelError
 from tfcompress.export import flatbuffer
 from tfcompress.export.converter import shared_converter
 from tfcompress.export.endpoint import SIGNATURE, Endpoint
+from tfcompress.export.layer_names import layer_results
 from tfcompress.export.samples import collect, spread
 from tfcompress.graph.trace import Trace, trace
 from tfcompress.measure.tflite_runner import TFLiteRunner
@@ -37,7 +37,6 @@ CALIBRATION_SAMPLES = 500
 SAMPLES = 256
 # What stands for "no difference at all".
 MAX_SNR_DB = 200.0
-_NUMBER = re.compile(r"_\d+$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,53 +274,12 @@ def nodes_by_layer(content: bytes, traced: Trace, output_names: Sequence[str]) -
         call.operation.name: sum(math.prod(weight.shape) for weight in getattr(call.operation, "weights", ()))
         for call in traced.calls
     }
-    outputs = [traced.calls[ref.call].operation.name for ref in keras.tree.flatten(traced.outputs)]
-    model = flatbuffer.parse(content)
-    graph = model.subgraphs[0]
-    by_name = dict(zip(output_names, outputs, strict=True))
-    at_output = {index: by_name[name] for index, name in flatbuffer.output_names(model).items()}
     found: dict[str, list[str]] = {}
-    results = [int(operator.outputs[0]) for operator in graph.operators or ()]
-    scopes = {index: _scopes(flatbuffer.tensor_name(graph.tensors[index])) for index in results}
-    layer_of = layers_of_scopes([scope for some in scopes.values() for scope in some], weights)
-    for index in results:
-        node = flatbuffer.tensor_name(graph.tensors[index])
-        layers = {layer_of[scope] for scope in scopes[index] if scope in layer_of}
-        layer = max(layers, key=lambda name: weights[name]) if layers else at_output.get(index)
+    for result in layer_results(flatbuffer.parse(content), traced, output_names):
         # What belongs to no layer moves numbers about for the operation before it.
-        if layer is not None:
-            found.setdefault(layer, []).append(node)
+        if result.layers:
+            found.setdefault(max(result.layers, key=lambda name: weights[name]), []).append(result.name)
     return {layer: tuple(nodes) for layer, nodes in found.items()}
-
-
-def _scopes(node: str) -> list[str]:
-    """The name scopes of a node, which has the names of all operations that it was fused of."""
-    return [scope for part in node.split(";") for scope in part.split("/")[:-1]]
-
-
-def layers_of_scopes(scopes: Iterable[str], layers: Iterable[str]) -> dict[str, str]:
-    """The layer that each name scope of a graph belongs to, for those that belong to one.
-
-    A scope is called like its layer, often with a number after it, so that `conv_1` may be of `conv` or of `conv_1`. A
-    layer that is the only one that a scope can be of is not that of another scope which has a choice.
-
-    Example:
-        >>> layers_of_scopes(["net_1", "conv_1", "conv_1_2"], ["conv", "conv_1"])
-        {'conv_1': 'conv', 'conv_1_2': 'conv_1'}
-    """
-    names = set(layers)
-    scopes = list(dict.fromkeys(scopes))
-    choices = {scope: [name for name in (scope, _NUMBER.sub("", scope)) if name in names] for scope in scopes}
-    certain: set[str] = set()
-    while True:
-        found = {one[0] for one in choices.values() if len(one) == 1} - certain
-        if not found:
-            # The number was more likely added than not.
-            return {scope: one[-1] for scope, one in choices.items() if one}
-        certain |= found
-        for scope, one in choices.items():
-            if len(one) > 1:
-                choices[scope] = [name for name in one if name not in certain] or one
 
 
 def _predict(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -147,7 +147,7 @@ def export_tflite(
     path = _checked_arguments(path, mode, io, parity_samples)
     endpoint = Endpoint(model)
     labels = _labels(class_names, endpoint)
-    kind = _kind(endpoint, mode, calibration)
+    kind = kind_of(endpoint, mode, calibration)
     is_calibrated = MODES[mode].needs_calibration and kind != "qat"
     real = None
     if is_calibrated or (calibration is not None and parity_samples and not isinstance(calibration, Dataset)):
@@ -156,11 +156,7 @@ def export_tflite(
     comparison = Comparison(endpoint, kind, calibration, real, parity_samples)
 
     def make(*, sparse: bool) -> Passed:
-        content = _convert(endpoint, prepared, mode, io, real if is_calibrated else None, sparse=sparse)
-        if MODES[mode].is_integer:
-            content = repair(content)
-        if MODES[mode].kernel_bits == 4 and kind != "qat":
-            content = with_int4_kernels(content)
+        content = converted(endpoint, prepared, mode, io, real if is_calibrated else None, sparse=sparse)
         return pass_gate(content, comparison, name=path.name, mode=mode, io=io, audit=audit, slim=slim)
 
     passed = make(sparse=False)
@@ -178,7 +174,7 @@ def export_tflite(
                         tuple(notes))  # fmt: skip
 
 
-def _kind(endpoint: Endpoint, mode: str, calibration: Any) -> str:
+def kind_of(endpoint: Endpoint, mode: str, calibration: Any) -> str:
     """Which gate judges; an error where mode, model and data don't go together."""
     if endpoint.is_fake_quantized:
         if MODES[mode].takes_ranges:
@@ -231,6 +227,36 @@ def _labels(class_names: Sequence[str] | None, endpoint: Endpoint) -> str | None
     if len(names) != classes or any("\n" in name for name in names):
         raise InvalidArgumentError("class_names", f"{classes} names of one line, one per class of the output", names)
     return "".join(f"{name}\n" for name in names)
+
+
+def converted(
+    endpoint: Endpoint,
+    prepared: Prepared,
+    mode: str,
+    io: str | None = None,
+    samples: dict[str, np.ndarray] | None = None,
+    *,
+    sparse: bool = False,
+) -> bytes:
+    """The file as it goes into the gate, with the converter's names.
+
+    Args:
+        endpoint: The model.
+        prepared: What is converted in its place.
+        mode: A key of `MODES`.
+        io: Type of inputs and outputs; None for the mode's own.
+        samples: Calibration data `(samples, ...)` by input name; None where the mode or the model needs none.
+        sparse: Whether zeros of the weights may be left out.
+
+    Raises:
+        ExportError: If the converter fails.
+    """
+    content = _convert(endpoint, prepared, mode, io, samples, sparse=sparse)
+    if MODES[mode].is_integer:
+        content = repair(content)
+    if MODES[mode].kernel_bits == 4 and not endpoint.is_fake_quantized:
+        content = with_int4_kernels(content)
+    return content
 
 
 def _convert(

@@ -11,6 +11,7 @@ converter's own quantization, which is an export of a float model.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import keras
@@ -34,7 +35,8 @@ def quantize_post_training(
     model: keras.Model,
     calibration: Any,
     *,
-    weight_bits: int = 8,
+    weight_bits: int | Mapping[str, int] = 8,
+    allow_float: Sequence[str] = (),
     method: str = "mse",
     percentile: float = PERCENTILE,
     equalize: str = "none",
@@ -51,7 +53,8 @@ def quantize_post_training(
         model: A functional or Sequential Keras model. It is not changed.
         calibration: Typical inputs: a `Dataset` (its train split), a `tf.data.Dataset` of batches `x` or `(x, y)`, or
             an array of shape `(samples, ...)`.
-        weight_bits: Bits of the kernels: 8, or 4, which needs `learned_rounding`.
+        weight_bits: Bits of the kernels: 8, or 4, which needs `learned_rounding`; for all or by patterns of names.
+        allow_float: Patterns of names of layers that stay in float; see `quantize_aware`.
         method: How activation ranges are chosen: `"min_max"`, `"percentile"` or `"mse"`; see `quantize_aware`.
         percentile: For `"percentile"`, in percent, in (50, 100].
         equalize: `"none"`; `"exact"` makes the channels of neighbouring layers alike, without changing the function;
@@ -90,6 +93,7 @@ def quantize_post_training(
         model,
         calibration,
         weight_bits=weight_bits,
+        allow_float=allow_float,
         calibration_samples=calibration_samples,
         calibration_method=method,
         percentile=percentile,
@@ -108,7 +112,7 @@ def quantize_post_training(
 
 def _check(
     owner: str,
-    weight_bits: int,
+    weight_bits: int | Mapping[str, int],
     method: str,
     percentile: float,
     equalize: str,
@@ -129,7 +133,8 @@ class QuantizePostTraining(Technique):
     """The recipe stage `quantize_post_training`: quantization from data, without training.
 
     Args:
-        weight_bits: Bits of the kernels: 8 or 4.
+        weight_bits: Bits of the kernels: 8 or 4, or patterns of layer names with 8 or 4 each.
+        allow_float: Patterns of names of layers that stay in float.
         method: `"min_max"`, `"percentile"` or `"mse"`.
         percentile: For `"percentile"`, in percent, in (50, 100].
         equalize: `"none"`, `"exact"` or `"replace_relu6"`.
@@ -143,7 +148,8 @@ class QuantizePostTraining(Technique):
     makes_integers: ClassVar[bool] = True
     trains: ClassVar[bool] = False
 
-    weight_bits: int = 8
+    weight_bits: int | Mapping[str, int] = 8
+    allow_float: tuple[str, ...] = ()
     method: str = "mse"
     percentile: float = PERCENTILE
     equalize: str = "none"
@@ -164,7 +170,7 @@ class QuantizePostTraining(Technique):
         )
 
     def check(self, model: keras.Model, total_steps: int) -> None:
-        refuse_unsupported(quantizable_trace(model))
+        refuse_unsupported(quantizable_trace(model), self.allow_float)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         return quantize_post_training(model, context.data, **dataclasses.asdict(self), seed=context.seed)
