@@ -202,9 +202,13 @@ def test_an_lstm_is_one_fused_operation(tmp_path):
     [
         ((layers.GRU(4, name="memory"),), "unrolled over its 5 steps"),
         ((layers.Bidirectional(layers.LSTM(4), name="memory"),), "fused"),
-        ((layers.Bidirectional(layers.GRU(4), name="memory"),), "unrolled"),
-        ((layers.LSTM(4, activation="relu", name="memory"),), "unrolled"),
-        ((layers.TimeDistributed(layers.Dense(4)), layers.SimpleRNN(4, name="memory")), "unrolled"),
+        pytest.param((layers.Bidirectional(layers.GRU(4), name="memory"),), "unrolled", marks=pytest.mark.slow),
+        pytest.param((layers.LSTM(4, activation="relu", name="memory"),), "unrolled", marks=pytest.mark.slow),
+        pytest.param(
+            (layers.TimeDistributed(layers.Dense(4)), layers.SimpleRNN(4, name="memory")),
+            "unrolled",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_recurrent_layers_are_integers_throughout(inner, words, tmp_path):

@@ -112,7 +112,8 @@ def test_same_seed_same_integers_and_zeros_stay():
     assert np.all(copies[0].get_layer("second").kernel.numpy()[~mask] == 0)
 
 
-@pytest.mark.parametrize("weight_bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_bits", [4, 8])
 def test_the_file_holds_the_learned_integers(float_model, tmp_path, weight_bits):
     x = blobs(256)[0]
     quantized = tfc.quantize_post_training(

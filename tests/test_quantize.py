@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import CLOSE, blob_dataset, blobs, cross_entropy, shared_path, tiny_cnn, tiny_mlp, zeros_fraction
-from keras import layers
 
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.layers import FakeQuantize, fake_quantize_kernel
@@ -263,14 +262,6 @@ def test_biases_move_by_at_most_half_a_unit_and_once():
     np.testing.assert_allclose(after / unit, np.round(after / unit), atol=1e-2)
     round_biases(aware)
     np.testing.assert_allclose(hidden.bias.numpy(), after, rtol=1e-6)
-
-
-def test_batch_norm_after_a_dense_layer_is_refused_before_training():
-    inputs = keras.Input((8,))
-    x = layers.ReLU()(layers.BatchNormalization(name="norm")(layers.Dense(8)(inputs)))
-    model = keras.Model(inputs, layers.Dense(3)(x))
-    with pytest.raises(ModelError, match="norm: a BatchNormalization after a dense layer"):
-        quantize_aware(model, np.zeros((4, 8), "float32"))
 
 
 def test_a_second_fit_after_a_freeze_trains_all_again():

@@ -12,7 +12,11 @@ from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.layers import FakeQuantize
 from tfcompress.techniques.quantize import quantize_aware
 from tfcompress.techniques.quantize.calibrate import fake_quantize_layers
-from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
+from tfcompress.techniques.quantize.rewrite import (
+    QuantizationSpec,
+    insert_fake_quantization,
+    remove_fake_quantization,
+)
 
 IMAGE, SEQUENCE, VECTOR, TOKENS = (8, 8, 4), (10, 6), (12,), (10,)
 SAMPLES = 64
@@ -296,3 +300,71 @@ def test_mixed_precision_rounds_the_float32_kernels():
     assert _snr_db(before, aware.predict(samples, verbose=0)) > LEAST_SNR_DB
     aware.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=False)
     assert np.isfinite(aware.fit(samples, before, verbose=0).history["loss"]).all()
+
+
+def _unrounded(aware, monkeypatch):
+    """Lets a model compute without any rounding, so that what is left is what rewriting changed."""
+    import tensorflow as tf
+
+    from tfcompress.layers import affine, quantized_attention, quantized_recurrent, rounding
+
+    for module in (affine, quantized_attention, quantized_recurrent, rounding):
+        monkeypatch.setattr(module, "fake_quantize_kernel", lambda kernel, **_: tf.convert_to_tensor(kernel))
+    for layer in fake_quantize_layers(aware):
+        layer.observer = lambda values: None
+    return aware
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rewriting_alone_changes_nothing(name, monkeypatch):
+    model, inputs = _network(name)
+    aware = _unrounded(insert_fake_quantization(model, QuantizationSpec()), monkeypatch)
+    expected = keras.tree.flatten(model(inputs, training=False))
+    actual = keras.tree.flatten(aware(inputs, training=False))
+    for one, two in zip(expected, actual, strict=True):
+        np.testing.assert_allclose(two, one, atol=2e-5 * np.abs(one).max())
+
+
+class _Doubled(kl.BatchNormalization):
+    def call(self, inputs, training=None, mask=None):
+        return 2.0 * super().call(inputs, training=training, mask=mask)
+
+
+def _masked(x):
+    embedded = kl.Embedding(20, 6, mask_zero=True, name="embedding")(x)
+    return kl.MultiHeadAttention(2, 3, name="attention")(embedded, embedded)
+
+
+def _tall(x):
+    y = ops.reshape(x, (-1, 8, 8, 4))
+    return kl.MultiHeadAttention(2, 3, name="attention")(y, y)
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, function, bits, reason",
+    [
+        (TOKENS, "int32", _masked, 8, "embedding: its mask changes what 'attention' computes"),
+        (TOKENS, "float32", kl.Embedding(20, 6, name="embedding"), 8, "embedding: its indices come as floats"),
+        (TOKENS, "int32", kl.Embedding(20, 6, name="embedding"), 4, "embedding: the converter takes no kernel of 4"),
+        (IMAGE, "float32", kl.Conv2DTranspose(2, 3, name="up"), 4, "up: the converter takes no kernel of 4 bits"),
+        (IMAGE, "float32", _tall, 8, "attention: attention over more than one axis"),
+        (IMAGE, "float32", lambda x: ops.elu(x, alpha=0.3), 8, "an ELU with another alpha"),
+        (IMAGE, "float32", lambda x: ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=3.0), 8, "zeros"),
+        (IMAGE, "float32", _Doubled(name="norm"), 8, "norm: _Doubled is no layer of Keras"),
+        (IMAGE, "uint8", kl.Rescaling(1 / 255, name="scale"), 8, "scale: its input is uint8"),
+        (IMAGE, "float32", kl.Rescaling(np.ones((8, 1, 1)), name="scale"), 8, "scale: a scale or offset of shape"),
+    ],
+)
+def test_what_would_be_computed_otherwise_is_refused(shape, dtype, function, bits, reason):
+    inputs = keras.Input(shape, dtype=dtype)
+    model = keras.Model(inputs, function(inputs))
+    with pytest.raises(ModelError, match=reason):
+        insert_fake_quantization(model, QuantizationSpec(weight_bits=bits))
+
+
+def test_random_tokens_of_the_gate_cover_the_table(tmp_path):
+    inputs = keras.Input((10,), dtype="int32", name="tokens")
+    model = keras.Model(inputs, kl.Dense(3)(kl.GlobalAveragePooling1D()(kl.Embedding(50, 6, name="table")(inputs))))
+    aware = quantize_aware(model, np.random.default_rng(0).integers(0, 50, (64, 10)).astype("int32"))
+    result = tfc.export_tflite(aware, tmp_path / "model.tflite")
+    assert "'tokens' whole numbers below 50" in result.parity.inputs

@@ -124,6 +124,25 @@ def input_ranges(model: schema.ModelT) -> dict[str, tuple[float, float]]:
     return ranges
 
 
+def index_limits(model: schema.ModelT) -> dict[str, int]:
+    """How many rows each input of whole numbers can choose from, by name, where it looks up a table."""
+    graph = model.subgraphs[0]
+    # Where a tensor of the graph is the input itself, or its numbers in another type or shape.
+    origins = dict(input_names(model))
+    limits: dict[str, int] = {}
+    for operator in graph.operators if graph.operators is not None else ():
+        name = op_name(model.operatorCodes[operator.opcodeIndex])
+        inputs = [int(index) for index in operator.inputs]
+        if name in ("CAST", "RESHAPE", "EXPAND_DIMS", "SQUEEZE") and inputs[0] in origins:
+            origins[int(operator.outputs[0])] = origins[inputs[0]]
+        if name in ("GATHER", "EMBEDDING_LOOKUP"):
+            table, indices = (inputs[0], inputs[1]) if name == "GATHER" else (inputs[1], inputs[0])
+            if indices in origins and table not in origins:
+                rows = int(graph.tensors[table].shape[0])
+                limits[origins[indices]] = min(rows, limits.get(origins[indices], rows))
+    return limits
+
+
 def _border_names(model: schema.ModelT, indices: np.ndarray, kind: str) -> dict[int, str]:
     names = {int(index): tensor_name(model.subgraphs[0].tensors[index]) for index in indices}
     for signature in model.signatureDefs or ():

@@ -2,9 +2,9 @@
 
 The converter gives a result the names of all operations that it fused, as `net/relu/Relu;net/conv/convolution`.
 
-Invariant: layers have the names they have in Keras, and fake quantization, which is the type of a tensor and no operation
-in a file, is none of them. Left out: files without names, as slimming leaves them; and layers
-that the converter renames, which are those that it fuses into a recurrent operation.
+Invariant: layers have the names they have in Keras; fake quantization, which is a tensor's type and no operation in a
+file, is none of them. Left out: files without names, as slimming leaves them; and layers that the converter renames,
+which are those that it fuses into a recurrent operation.
 """
 
 from __future__ import annotations

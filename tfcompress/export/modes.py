@@ -10,9 +10,9 @@ The gates, by the kind of export (`Mode.kind`; "qat" for every mode where the mo
 - "dynamic": weights of 8 bits, activations rounded as they come, 32 dB for ResNet-8.
 - "qat": the Keras model rounds where the file rounds, so that outputs are equal or one step apart but for what later
   layers make of rounding ties, biases and pooling. How much that is depends on the network, and the runtime shows it:
-  its own kernels differ in the same way. So 0.95 within one step, or behind the agreement of the kernels
-  among themselves by 0.05 and as much as that is below 1, 0.2 at most (ResNet-8 without training: 0.60 against Keras, 0.64 between kernels, 29 dB, top class equal on 0.98; two
-  unrolled LSTM layers on random inputs: 0.65 against Keras, 0.81 between kernels, 32 dB). The
+  its own kernels differ in the same way. So 0.95 within one step, or behind the agreement of the kernels among
+  themselves by 0.05 and as much as that is below 1, 0.2 at most (ResNet-8 without training: 0.60 against Keras, 0.64
+  between kernels, 29 dB, top class equal on 0.98; two unrolled LSTM layers on random inputs: 0.65, 0.81, 32 dB). The
   same holds for the SNR: 15 dB, or 2 dB less than the kernels have among themselves, and never below 10 dB. In a deep
   network of random weights each rounding tie grows from layer to layer; ranges that the converter did not take over
   give less, while the kernels agree.
@@ -125,7 +125,7 @@ MODES: Mapping[str, Mode] = {
     "int8": _INT8,
     "int8_float_io": dataclasses.replace(_INT8, io=("float32",)),
     "int16x8": dataclasses.replace(
-        _INT8, kind="int16x8", io=("int16", "float32"), activations="int16",
+        _INT8, kind="int16x8", io=("int16", "float32"), activations="int16", takes_ranges=False,
         supported_ops="EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8",
     ),
     "int4": dataclasses.replace(_INT8, kind="int4", weights="int4", kernel_bits=4),

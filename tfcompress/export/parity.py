@@ -276,12 +276,19 @@ def output_grids(content: bytes) -> dict[str, Grid]:
 def random_inputs(content: bytes, endpoint: Endpoint, samples: int) -> tuple[dict[str, np.ndarray], str]:
     """Uniform random inputs where there are no real ones, and where their range comes from, in words.
 
-    The range is the one that the file's input quantization covers; a float file knows none and gets [0, 1].
+    The range is the one that the file's input quantization covers; a float file knows none and gets [0, 1]. Indices go
+    up to the size of the table that they look up, other whole numbers are 0 and 1.
     """
     generator = np.random.default_rng(0)
-    ranges = flatbuffer.input_ranges(flatbuffer.parse(content))
+    model = flatbuffer.parse(content)
+    ranges, limits = flatbuffer.input_ranges(model), flatbuffer.index_limits(model)
     arrays, words = {}, []
     for spec in endpoint.inputs:
+        if np.dtype(spec.dtype).kind in "iu" and spec.name not in ranges:
+            limit = limits.get(spec.name, 2)
+            arrays[spec.name] = generator.integers(0, limit, (samples, *spec.shape)).astype(spec.dtype)
+            words.append(f"'{spec.name}' whole numbers below {limit}")
+            continue
         low, high = ranges.get(spec.name, (0.0, 1.0))
         arrays[spec.name] = generator.uniform(low, high, (samples, *spec.shape)).astype(spec.dtype)
         words.append(f"'{spec.name}' in [{low:g}, {high:g}]")

@@ -125,7 +125,7 @@ def find_pairs(model: keras.Model) -> list[Pair]:
     uses: dict[str, int] = {}
     for call in traced.calls:
         uses[call.operation.name] = uses.get(call.operation.name, 0) + 1
-    starts = (index for index, call in enumerate(traced.calls) if isinstance(call.operation, WEIGHTED))
+    starts = (index for index, call in enumerate(traced.calls) if type(call.operation) in WEIGHTED)
     pairs = (_pair_from(traced, index) for index in starts)
     return [pair for pair in pairs if pair is not None and _once(pair, uses)]
 
@@ -147,7 +147,10 @@ def _pair_from(traced: Trace, start: int) -> Pair | None:
         operation = traced.calls[index].operation
         if _is_channels_first(operation):
             return None
-        if isinstance(operation, WEIGHTED):
+        if type(operation) in WEIGHTED:
+            # Behind a Flatten and a Reshape the channels of a convolution are others than those that were made.
+            if not isinstance(operation, layers.Dense) and operation.input.shape[-1] != first.output.shape[-1]:
+                return None
             # Dense works on the last axis, which is that of the channels, also of a map.
             return Pair(first, normalization, operation, tuple(relu6))
         if isinstance(operation, layers.BatchNormalization) and is_fresh and _is_of_channels(operation):

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import activations, layers
 
 from tfcompress.graph.trace import Trace
@@ -46,6 +47,16 @@ SUMS = (
 ABSORBING = (
     layers.Conv1D, layers.Conv2D, layers.Dense,
     layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.SeparableConv1D, layers.SeparableConv2D,
+)  # fmt: skip
+
+# Layers that compute something else where a mask comes along.
+MASKED = (
+    layers.MultiHeadAttention, layers.LSTM, layers.GRU, layers.SimpleRNN, layers.GlobalAveragePooling1D,
+    layers.Softmax, layers.Bidirectional, layers.TimeDistributed, layers.Attention, layers.AdditiveAttention,
+)  # fmt: skip
+# Layers whose kernels of 4 bits the converter (TensorFlow 2.21) refuses.
+EIGHT_BITS_ONLY = (
+    layers.Embedding, layers.Conv1DTranspose, layers.Conv2DTranspose, layers.LSTM, layers.GRU, layers.SimpleRNN,
 )  # fmt: skip
 
 # Activations that are one integer operation, with the range that the runtime gives its result, if that is fixed.
@@ -170,7 +181,7 @@ def only_follower(traced: Trace, index: int) -> Any | None:
 def is_absorbed(traced: Trace, index: int) -> bool:
     """Whether call `index` is a BatchNormalization that the convolution before it takes into its scales."""
     operation = traced.calls[index].operation
-    if not isinstance(operation, layers.BatchNormalization):
+    if type(operation) is not layers.BatchNormalization:
         return False
     before = traced.calls[index].sources[0].call
     while isinstance(traced.calls[before].operation, ABSENT):
@@ -179,12 +190,18 @@ def is_absorbed(traced: Trace, index: int) -> bool:
     return type(source) in ABSORBING and is_sum(source) and only_follower(traced, before) is operation
 
 
-def unsupported_reason(traced: Trace, index: int) -> str | None:
-    """Why call `index` cannot be computed in integers, or None."""
+def unsupported_reason(traced: Trace, index: int, weight_bits: int = 8) -> str | None:
+    """Why call `index` cannot be computed in integers, with kernels of `weight_bits`, or None."""
     call = traced.calls[index]
     operation = call.operation
     if not is_layer(operation):
         return _operation_reason(call)
+    if not type(operation).__module__.startswith("keras."):
+        return f"{type(operation).__name__} is no layer of Keras, and may compute anything"
+    if weight_bits == 4 and isinstance(operation, EIGHT_BITS_ONLY):
+        return f"the converter takes no kernel of 4 bits for it; use weight_bits={{'{operation.name}': 8, '*': 4}}"
+    if isinstance(operation, layers.Embedding):
+        return _embedding_reason(traced, index)
     if getattr(operation, "data_format", "channels_last") == "channels_first":
         return "data_format 'channels_first' has no integer kernel"
     name = activation_name(operation)
@@ -233,7 +250,13 @@ def _activation_reason(operation: Any, name: str) -> str | None:
 
 def _affine_reason(operation: Any) -> str | None:
     axis = getattr(operation, "axis", -1)
-    rank = len(operation.input.shape)
+    rank, channels = len(operation.input.shape), operation.input.shape[-1]
+    if "float" not in str(operation.input.dtype):
+        return f"its input is {operation.input.dtype}; give the model a float32 input"
+    if isinstance(operation, layers.Rescaling):
+        for value in (operation.scale, operation.offset):
+            if np.size(value) not in (1, channels) or np.ndim(value) > 1:
+                return f"a scale or offset of shape {np.shape(value)}, which is not that of {channels} channels"
     axes = () if axis is None else tuple(a % rank for a in (axis if isinstance(axis, list | tuple) else [axis]))
     if axes not in ((), (rank - 1,)):
         return f"it scales other axes than the last one: {axis}"
@@ -269,9 +292,36 @@ def _attention_reason(call: Any) -> str | None:
         return "attention masks have no integer form"
     if kwargs.get("return_attention_scores"):
         return "returned attention scores"
-    if len(layer._query_dense.kernel.shape) != 3 or getattr(layer, "_use_gate", False):
+    if any(len(tensor.shape) != 3 for tensor in keras.tree.flatten(layer.input)) or getattr(layer, "_use_gate", False):
         return "attention over more than one axis, or with a gate"
+    if len(layer._output_dense.kernel.shape) != 3:
+        return "an output_shape of more than one axis"
     return None
+
+
+def _pads_with_zeros(call: Any) -> bool:
+    values = [value for value in (*call.args[1:], call.kwargs.get("constant_values")) if value is not None]
+    return not any(np.any(np.asarray(value) != 0) for value in values)
+
+
+def _embedding_reason(traced: Trace, index: int) -> str | None:
+    layer = traced.calls[index].operation
+    if "float" in str(layer.input.dtype):
+        return "its indices come as floats; give the model an input of dtype 'int32'"
+    if not layer.mask_zero:
+        return None
+    # Keras hands a mask on with the tensors, and no integer operation has one.
+    reached: set[int] = set()
+    due = [index]
+    while due:
+        for at in traced.consumers(due.pop()):
+            if at not in reached:
+                reached.add(at)
+                due.append(at)
+    users = [
+        traced.calls[at].operation.name for at in sorted(reached) if isinstance(traced.calls[at].operation, MASKED)
+    ]
+    return f"its mask changes what {users[0]!r} computes; use mask_zero=False" if users else None
 
 
 def _operation_reason(call: Any) -> str | None:
@@ -283,6 +333,10 @@ def _operation_reason(call: Any) -> str | None:
     if not any("float" in str(result.dtype) for result in results):
         # Whole numbers, such as positions, are no matter of rounding.
         return None
+    if name == "Elu" and getattr(operation, "alpha", 1.0) != 1:
+        return "an ELU with another alpha than 1"
+    if name == "Pad" and (operation.mode != "constant" or not _pads_with_zeros(call)):
+        return "padding with something else than zeros"
     if name == "Softmax" and getattr(operation, "axis", -1) not in (-1, len(results[0].shape) - 1):
         return "a softmax over another axis than the last one has no integer kernel"
     if name in HANDED_ON_OPERATIONS | COMPUTED_OPERATIONS | REWRITTEN_OPERATIONS or name in ACTIVATION_OPERATIONS:

@@ -195,8 +195,8 @@ class _Problem:
 def kernel_limit(kernel: np.ndarray, layer: Any) -> np.ndarray:
     """The range of a kernel whose rounding has the least squared error, in a shape that broadcasts to the kernel's."""
     axes: tuple[int, ...] | None = tuple(range(kernel.ndim - 1)) if layer.per_channel else None
-    if isinstance(layer, keras.layers.DepthwiseConv2D):
-        axes = (0, 1)
+    if isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D):
+        axes = tuple(range(kernel.ndim - 2))
     largest = np.maximum(np.abs(kernel).max(axes, keepdims=True), SMALLEST_RANGE)
     integers = 2 ** (layer.weight_bits - 1) - 1
     best, best_error = largest, np.full(largest.shape, np.inf)

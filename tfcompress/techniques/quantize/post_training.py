@@ -25,7 +25,7 @@ from tfcompress.techniques.quantize.equalize import equalize as equalize_layers
 from tfcompress.techniques.quantize.learned_rounding import ITERATIONS, learn_rounding
 from tfcompress.techniques.quantize.quantize_aware import calibration_batches, check_arguments, quantize_aware
 from tfcompress.techniques.quantize.ranges import PERCENTILE, RangeMethod
-from tfcompress.techniques.quantize.rewrite import quantizable_trace, refuse_unsupported
+from tfcompress.techniques.quantize.rewrite import QuantizationSpec, quantizable_trace, refuse_unsupported
 from tfcompress.training.copying import copy_model
 
 EQUALIZATIONS = ("none", "exact", "replace_relu6")
@@ -170,7 +170,8 @@ class QuantizePostTraining(Technique):
         )
 
     def check(self, model: keras.Model, total_steps: int) -> None:
-        refuse_unsupported(quantizable_trace(model), self.allow_float)
+        spec = QuantizationSpec(weight_bits=self.weight_bits, allow_float=self.allow_float)
+        refuse_unsupported(quantizable_trace(model), spec)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         return quantize_post_training(model, context.data, **dataclasses.asdict(self), seed=context.seed)

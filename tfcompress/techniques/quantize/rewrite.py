@@ -66,7 +66,7 @@ def insert_fake_quantization(model: keras.Model, spec: QuantizationSpec) -> kera
     """
     traced = quantizable_trace(model)
     _refuse_idle_patterns(traced, spec)
-    refuse_unsupported(traced, spec.allow_float)
+    refuse_unsupported(traced, spec)
     return _Rewriter(traced, spec).build()
 
 
@@ -132,7 +132,9 @@ class _Rewriter:
             if new is not None and old.weights:
                 copy_plain_weights(old, new)
                 if not old.trainable:
-                    new.trainable = False
+                    # Ranges inside of a frozen layer are frozen with it.
+                    for part in new._flatten_layers():
+                        part.trainable = False
         return model
 
     def _call(self, index: int, call: Call, args: tuple, kwargs: dict) -> Any:
@@ -193,7 +195,7 @@ class _Rewriter:
         kind = type(operation).__name__
         if support.is_layer(operation):
             return self._layer(operation)(*args, **kwargs)
-        if kind == "Negative":
+        if kind == "Negative" and _is_float_tensor(args[0]):
             return ops.subtract(0.0, args[0])
         if kind == "Square":
             return ops.multiply(args[0], args[0])
@@ -249,8 +251,7 @@ class _Rewriter:
     def _precedes_batch_norm(self, operation: Any) -> bool:
         """Whether the scales of a layer have to absorb a BatchNormalization, wherever it is used."""
         return any(
-            isinstance(support.only_follower(self._trace, index), layers.BatchNormalization)
-            and support.is_sum(operation)
+            type(support.only_follower(self._trace, index)) is layers.BatchNormalization and support.is_sum(operation)
             for index, call in enumerate(self._trace.calls)
             if call.operation is operation
         )
@@ -293,13 +294,13 @@ def needs_range(traced: Trace, index: int, is_float: Any = lambda operation: Fal
     return not (is_fused and support.is_clipping(follower))
 
 
-def refuse_unsupported(traced: Trace, allow_float: Sequence[str] = ()) -> None:
+def refuse_unsupported(traced: Trace, spec: QuantizationSpec) -> None:
     """Raises a `ModelError` that names each layer which cannot be computed in integers and may not stay in float."""
     reasons = {}
     for index, call in enumerate(traced.calls):
         name = call.operation.name
-        reason = support.unsupported_reason(traced, index)
-        if reason is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in allow_float):
+        reason = support.unsupported_reason(traced, index, spec.bits_of(name))
+        if reason is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in spec.allow_float):
             reasons[name] = reason
     if reasons:
         listing = "\n  - ".join(f"{name}: {reason}" for name, reason in reasons.items())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -71,7 +71,8 @@ def side_by_side(
     visited: set[str] = set()
     for index, call in enumerate(traced.calls):
         if index in at_input:
-            tensors = [tf.convert_to_tensor(keras.tree.flatten(array)[at_input[index]]) for array in arrays]
+            layer = call.operation
+            tensors = [tf.cast(_input_of(array, layer.name, at_input[index]), layer.dtype) for array in arrays]
             results[index] = [([tensor], [tensor]) for tensor in tensors]
             continue
         name = call.operation.name
@@ -138,6 +139,13 @@ def without_activation(layer: Any) -> Iterator[None]:
         yield
     finally:
         layer.activation = activation
+
+
+def _input_of(batch: Any, name: str, at: int) -> Any:
+    """What a batch holds for one input of a model: by its name, or by its place."""
+    if isinstance(batch, Mapping) and name in batch:
+        return batch[name]
+    return keras.tree.flatten(batch)[at]
 
 
 def _ignore(values: Any) -> None:

@@ -18,7 +18,7 @@ from tfcompress.techniques.quantize.biases import round_biases
 from tfcompress.techniques.quantize.freeze import FreezeRanges
 from tfcompress.techniques.quantize.quantize_aware import check_arguments, quantize_aware
 from tfcompress.techniques.quantize.ranges import PERCENTILE, RangeMethod
-from tfcompress.techniques.quantize.rewrite import quantizable_trace, refuse_unsupported
+from tfcompress.techniques.quantize.rewrite import QuantizationSpec, quantizable_trace, refuse_unsupported
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,8 @@ class Quantize(Technique):
                 raise InvalidArgumentError(f"quantize.{name}", "a number in [0, 1]", value)
 
     def check(self, model: keras.Model, total_steps: int) -> None:
-        refuse_unsupported(quantizable_trace(model), self.allow_float)
+        spec = QuantizationSpec(weight_bits=self.weight_bits, allow_float=self.allow_float)
+        refuse_unsupported(quantizable_trace(model), spec)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         aware = quantize_aware(
