@@ -72,6 +72,13 @@ def _more_operations(x):
     return [kl.Add()(halves), scores, ops.concatenate([x, x * 2.0], axis=-1)]
 
 
+def _pooled_twice(x):
+    """As at the head of Inception: a result that is handed on goes to several operations."""
+    y = kl.MaxPooling2D(2)(kl.Conv2D(4, 3, padding="same", activation="relu")(x))
+    mean = kl.AveragePooling2D(3, strides=1, padding="same")(y)
+    return kl.Concatenate()([kl.Conv2D(3, 1)(y), kl.Conv2D(3, 1)(y), kl.Conv2D(3, 1)(mean)])
+
+
 def _norm():
     return kl.BatchNormalization()
 
@@ -125,6 +132,7 @@ NETWORKS = {
         chain(kl.AveragePooling2D(8, strides=1, padding="same"), kl.Conv2D(4, 3)),
         chain(kl.AveragePooling2D(8), kl.Flatten(), kl.Dense(3, activation="softmax")),
     )),
+    "inception": (IMAGE, (-2, 2), "float32", _pooled_twice),
     "attention": (SEQUENCE, (-2, 2), "float32", _attention),
     "embedding": (TOKENS, (0, 20), "int32", _branches(
         chain(kl.Embedding(20, 6), kl.Conv1D(4, 3), kl.GlobalMaxPooling1D(), kl.Dense(3)),
@@ -141,7 +149,15 @@ NETWORKS = {
     )),
 }  # fmt: skip
 # One of each kind; the others take their time.
-QUICK = {"activations", "1-D convolutions", "2-D convolutions", "normalization anywhere", "attention", "operations"}
+QUICK = {
+    "inception",
+    "activations",
+    "1-D convolutions",
+    "2-D convolutions",
+    "normalization anywhere",
+    "attention",
+    "operations",
+}
 
 
 def _network(name):

@@ -154,8 +154,7 @@ class _Rewriter:
         if isinstance(operation, support.AVERAGED) and not support.averages_all(operation):
             return self._averaged(index, call, result)
         if not needs_range(self._trace, index, self._is_float):
-            self._hand_on(index, call)
-            return result
+            return self._hand_on(index, call, result)
         return self._rounded(index, result, support.fixed_range(operation))
 
     def _rounded(self, index: int, result: Any, fixed: tuple[float, float] | None) -> Any:
@@ -173,12 +172,17 @@ class _Rewriter:
         self._ranges[index] = source
         return source(result)
 
-    def _hand_on(self, index: int, call: Call) -> None:
+    def _hand_on(self, index: int, call: Call, result: Any) -> Any:
         """Notes whose scale the result of a call has, if it has one."""
         # Dropout between a convolution and its ReLU hands on what has no range yet.
         source = call.sources[0].call if call.sources else None
         if source in self._ranges and (support.hands_on(call.operation) or isinstance(call.operation, support.ABSENT)):
             self._ranges[index] = self._ranges[source]
+            if support.hands_on(call.operation) and len(self._trace.consumers(index)) > 1:
+                # The converter (TensorFlow 2.21) loses the scale on its way to several operations. Saying it again
+                # changes nothing, since these numbers are rounded to it already.
+                return keras.tree.map_structure(self._ranges[index], result)
+        return result
 
     def _round_input(self, index: int, tensor: Any) -> Any:
         if not _is_float_tensor(tensor) or not self._feeds_integers(index):
