@@ -31,6 +31,10 @@ def write_companions(exported: ExportResult, target: str | None, data: Dataset) 
     if target is None:
         return
     folder = path.with_name(f"{path.stem}_{target}")
+    # The folder of an earlier run goes only once there is a new one.
+    fresh = folder.with_name(f".{folder.name}-new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    write_bundle(exported, fresh, target, input_range=data.input_range)
     if folder.exists():
         shutil.rmtree(folder)
-    write_bundle(exported, folder, target, input_range=data.input_range)
+    fresh.rename(folder)
