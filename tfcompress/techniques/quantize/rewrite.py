@@ -65,7 +65,6 @@ def insert_fake_quantization(model: keras.Model, spec: QuantizationSpec) -> kera
         ModelError: If a layer cannot be computed in integers and may not stay in float; the message names each one.
     """
     traced = quantizable_trace(model)
-    _refuse_idle_patterns(traced, spec)
     refuse_unsupported(traced, spec)
     return _Rewriter(traced, spec).build()
 
@@ -299,7 +298,11 @@ def needs_range(traced: Trace, index: int, is_float: Any = lambda operation: Fal
 
 
 def refuse_unsupported(traced: Trace, spec: QuantizationSpec) -> None:
-    """Raises a `ModelError` that names each layer which cannot be computed in integers and may not stay in float."""
+    """Raises a `ModelError` that names each layer which cannot be computed in integers and may not stay in float.
+
+    A pattern that fits no layer is an `InvalidArgumentError`.
+    """
+    _refuse_idle_patterns(traced, spec)
     reasons = {}
     for index, call in enumerate(traced.calls):
         name = call.operation.name
