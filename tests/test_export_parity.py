@@ -53,7 +53,7 @@ def test_saturation_counts_what_lies_beyond_the_range():
     "kind, measures, finding",
     [
         ("float32", {"snr_db": 59.0}, "SNR 59.0 dB, at least 60 needed"),
-        ("qat", {"within_1": 0.89}, "89.0% of values within one step, at least 95.0% needed"),
+        ("qat", {"within_1": 0.89}, "89.0% of values within one step, at least 90.0% needed"),
         ("qat", {"snr_db": 14.0}, "SNR 14.0 dB, at least 15 needed"),
         ("qat", {"top1_or_tied": 0.9}, "same top class on 90.0% of samples"),
         ("ptq", {"snr_db": 9.0}, "SNR 9.0 dB"),
@@ -78,7 +78,7 @@ def test_qat_is_measured_by_how_the_runtime_agrees_with_itself():
     (found,) = _judge(agreement, "qat", real=True, kernels=kernels(13.0, 0.85))
     assert "60.0% of values within one step, at least 65.0% needed" in found
     (found,) = _judge(agreement, "qat", real=True, kernels=kernels(13.0, 0.95))
-    assert "at least 85.0% needed" in found
+    assert "at least 80.0% needed" in found
     (found,) = _judge(agreement, "qat", real=True, kernels=kernels(15.0, 0.75))
     assert "SNR 12.0 dB, at least 13 needed" in found
     # Kernels that agree on nothing excuse nothing.
