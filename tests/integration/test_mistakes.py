@@ -34,8 +34,8 @@ def folder(tmp_path_factory):
     head(4).save(folder / "four.keras")
     tiny_mlp(classes=10).save(folder / "flat.keras")
     inputs = keras.Input((8, 8, 1), name="image")
-    gelu = layers.Dense(10, name="classes")(layers.Flatten()(layers.Conv2D(2, 3, activation="gelu", name="g")(inputs)))
-    keras.Model(inputs, gelu, name="gelu").save(folder / "gelu.keras")
+    mish = layers.Dense(10, name="classes")(layers.Flatten()(layers.Conv2D(2, 3, activation="mish", name="g")(inputs)))
+    keras.Model(inputs, mish, name="mish").save(folder / "mish.keras")
     (folder / "broken.keras").write_text("not a model")
     tfc.export_tflite(head(10), folder / "ten.tflite", mode="float32", parity_samples=0)
     return folder
@@ -83,7 +83,7 @@ def fails(folder, tmp_path, monkeypatch, capsys):
         (["student={file: ten.tflite}"], "`student.file` must be a Keras model file. Received: 'ten.tflite'"),
         (["student={file: four.keras}"], "`student.file` must be a model from one input"),
         (["student={file: ten.keras, input_range: [0, 255]}"], "`student.input_range` must be left out"),
-        (["student={file: gelu.keras}", "stages=[quantize]"], "`stages.0.quantize` cannot be applied. Model 'gelu'"),
+        (["student={file: mish.keras}", "stages=[quantize]"], "`stages.0.quantize` cannot be applied. Model 'mish'"),
         (["student.widths=wide"], "`student.widths` must be"),
         (["stages.distill.temperature=0"], "`stages.0.distill.temperature` must be"),
         (["stages.distill.temprature=2"], "`stages.0.distill.temprature` is not a key; did you mean `temperature`?"),
