@@ -76,6 +76,7 @@ def quantize_post_training(
         DataError: If the calibration data is empty or not finite.
 
     Example:
+        >>> import numpy as np
         >>> inputs = keras.Input((8, 8, 1))
         >>> model = keras.Model(inputs, keras.layers.Conv2D(4, 3, activation="relu", name="conv")(inputs))
         >>> quantized = quantize_post_training(model, np.ones((10, 8, 8, 1), "float32"))

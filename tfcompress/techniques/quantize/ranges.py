@@ -55,7 +55,7 @@ class ValueCounts:
         >>> counts = ValueCounts()
         >>> counts.add(np.array([0.0, 0.5, 1.0])), counts.add(np.array([-2.0]))
         (None, None)
-        >>> counts.low, counts.high, int(counts.counts.sum()), counts.zeros
+        >>> float(counts.low), float(counts.high), int(counts.counts.sum()), counts.zeros
         (-2.0, 1.0, 3, 1)
     """
 
