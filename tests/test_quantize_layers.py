@@ -322,9 +322,9 @@ def _unrounded(aware, monkeypatch):
     """Lets a model compute without any rounding, so that what is left is what rewriting changed."""
     import tensorflow as tf
 
-    from tfcompress.layers import affine, quantized_attention, quantized_recurrent, rounding
+    from tfcompress.layers import affine, rounding
 
-    for module in (affine, quantized_attention, quantized_recurrent, rounding):
+    for module in (affine, rounding):
         monkeypatch.setattr(module, "fake_quantize_kernel", lambda kernel, **_: tf.convert_to_tensor(kernel))
     for layer in fake_quantize_layers(aware):
         layer.observer = lambda values: None

@@ -11,21 +11,19 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.layers.fake_quantize import fake_quantize_kernel
 from tfcompress.layers.quantized_activation import SIGMOID_RANGE
-from tfcompress.layers.rounding import InnerRanges, keep_in_float32
+from tfcompress.layers.rounding import InnerRanges, RoundedKernel, keep_in_float32
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedMultiHeadAttention(InnerRanges, keras.layers.MultiHeadAttention):
+class QuantizedMultiHeadAttention(InnerRanges, RoundedKernel, keras.layers.MultiHeadAttention):
     """`keras.layers.MultiHeadAttention` on sequences `(batch, steps, features)`; each kernel has one range."""
 
     base_class = keras.layers.MultiHeadAttention
-    rounding_keys = ("weight_bits", *InnerRanges.rounding_keys)
-
-    def __init__(self, *args: Any, weight_bits: int = 8, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.weight_bits = weight_bits
+    rounding_keys = (*RoundedKernel.rounding_keys, *InnerRanges.rounding_keys)
+    per_channel = False
+    # They are made by layers inside of this one; see `build`.
+    kernel_names = ()
 
     def build(self, query_shape, value_shape, key_shape=None):
         super().build(query_shape, value_shape, key_shape)
@@ -51,7 +49,7 @@ class QuantizedMultiHeadAttention(InnerRanges, keras.layers.MultiHeadAttention):
         steps = ops.shape(context)[1]
         heads, size = self._num_heads, self._value_dim
         dense = self._output_dense
-        kernel = self._rounded(ops.reshape(dense.kernel, (heads * size, -1)))
+        kernel = self.rounded_kernel(ops.reshape(dense.kernel, (heads * size, -1)))
         outputs = ops.matmul(ops.reshape(context, (-1, steps, heads * size)), kernel)
         return outputs if dense.bias is None else outputs + dense.bias
 
@@ -62,18 +60,9 @@ class QuantizedMultiHeadAttention(InnerRanges, keras.layers.MultiHeadAttention):
         # A factor of the whole kernel is a factor of its scale, which costs the file no operation.
         factor = self._inverse_sqrt_key_dim if what == "query" else 1.0
         kernel = ops.reshape(ops.convert_to_tensor(dense.kernel), (features, heads * size))
-        outputs = ops.matmul(inputs, self._rounded(kernel * factor))
+        outputs = ops.matmul(inputs, self.rounded_kernel(kernel * factor))
         if dense.bias is not None:
             outputs = outputs + ops.reshape(dense.bias, (heads * size,)) * factor
         outputs = getattr(self, f"{what}_range")(outputs, training=training)
         outputs = ops.reshape(outputs, (-1, ops.shape(inputs)[1], heads, size))
         return ops.transpose(outputs, (0, 2, 1, 3))
-
-    def _rounded(self, kernel: Any) -> Any:
-        return ops.cast(
-            fake_quantize_kernel(ops.convert_to_tensor(kernel), bits=self.weight_bits, per_channel=False),
-            self.compute_dtype,
-        )
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "weight_bits": self.weight_bits}

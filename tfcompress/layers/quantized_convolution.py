@@ -109,17 +109,22 @@ class QuantizedDepthwiseConv1D(RoundedKernel, keras.layers.DepthwiseConv1D):
         return _finished(self, _depthwise_1d(self, inputs, self.kernel))
 
 
-@keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedSeparableConv2D(InnerRanges, RoundedKernel, keras.layers.SeparableConv2D):
-    """`keras.layers.SeparableConv2D` with both kernels and the result of the first rounded."""
+class _RoundedSeparable(InnerRanges, RoundedKernel):
+    """Mixin: both kernels of a separable convolution, and a range between them."""
 
-    base_class = keras.layers.SeparableConv2D
     rounding_keys = (*RoundedKernel.rounding_keys, *InnerRanges.rounding_keys)
     kernel_names = ("depthwise_kernel", "pointwise_kernel")
 
     def build(self, input_shape):
-        super().build(input_shape)
+        super().build(input_shape)  # type: ignore[misc]
         self.depthwise_range = self.inner_range("depthwise")
+
+
+@keras.saving.register_keras_serializable(package="tfcompress")
+class QuantizedSeparableConv2D(_RoundedSeparable, keras.layers.SeparableConv2D):
+    """`keras.layers.SeparableConv2D` with both kernels and the result of the first rounded."""
+
+    base_class = keras.layers.SeparableConv2D
 
     def call(self, inputs, training=False):
         kernel = _rounded_depthwise(self, self.depthwise_kernel)
@@ -129,16 +134,10 @@ class QuantizedSeparableConv2D(InnerRanges, RoundedKernel, keras.layers.Separabl
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedSeparableConv1D(InnerRanges, RoundedKernel, keras.layers.SeparableConv1D):
+class QuantizedSeparableConv1D(_RoundedSeparable, keras.layers.SeparableConv1D):
     """`keras.layers.SeparableConv1D` with both kernels and the result of the first rounded."""
 
     base_class = keras.layers.SeparableConv1D
-    rounding_keys = (*RoundedKernel.rounding_keys, *InnerRanges.rounding_keys)
-    kernel_names = ("depthwise_kernel", "pointwise_kernel")
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        self.depthwise_range = self.inner_range("depthwise")
 
     def call(self, inputs, training=False):
         outputs = _depthwise_1d(self, inputs, self.depthwise_kernel)

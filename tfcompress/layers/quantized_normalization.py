@@ -27,6 +27,11 @@ class _Affine:
     base_class: type[keras.layers.Layer]
     rounding_keys: tuple[str, ...] = ()
 
+    def affine(self, inputs: Any, scale: Any, offset: Any, training: bool | None) -> Any:
+        """`inputs * scale + offset` in the layer's own precision, with a float32 number for each channel."""
+        outputs = channel_affine(inputs, scale, offset, training=training)
+        return ops.cast(outputs, self.compute_dtype)  # type: ignore[attr-defined]
+
 
 @keras.saving.register_keras_serializable(package="tfcompress")
 class QuantizedBatchNormalization(_Affine, keras.layers.BatchNormalization):
@@ -43,7 +48,7 @@ class QuantizedBatchNormalization(_Affine, keras.layers.BatchNormalization):
         offset = -_float32(self.moving_mean) * scale
         if self.center:
             offset = offset + _float32(self.beta)
-        return ops.cast(channel_affine(inputs, scale, offset, training=training), self.compute_dtype)
+        return self.affine(inputs, scale, offset, training)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -53,11 +58,8 @@ class QuantizedRescaling(_Affine, keras.layers.Rescaling):
     base_class = keras.layers.Rescaling
 
     def call(self, inputs, training=None):
-        channels = inputs.shape[-1]
-        scale, offset = (
-            tf.broadcast_to(tf.cast(value, tf.float32), (channels,)) for value in (self.scale, self.offset)
-        )
-        return ops.cast(channel_affine(inputs, scale, offset, training=training), self.compute_dtype)
+        scale, offset = (_per_channel(value, inputs.shape[-1]) for value in (self.scale, self.offset))
+        return self.affine(inputs, scale, offset, training)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -67,14 +69,13 @@ class QuantizedNormalization(_Affine, keras.layers.Normalization):
     base_class = keras.layers.Normalization
 
     def call(self, inputs, training=None):
-        channels = inputs.shape[-1]
         deviation = tf.maximum(tf.sqrt(_float32(self.variance)), keras.config.epsilon())
         mean = _float32(self.mean)
         scale, offset = deviation, mean
         if not self.invert:
             scale, offset = 1.0 / deviation, -mean / deviation
-        scale, offset = (tf.broadcast_to(tf.reshape(value, (-1,)), (channels,)) for value in (scale, offset))
-        return ops.cast(channel_affine(inputs, scale, offset, training=training), self.compute_dtype)
+        scale, offset = (_per_channel(value, inputs.shape[-1]) for value in (scale, offset))
+        return self.affine(inputs, scale, offset, training)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -85,7 +86,7 @@ class QuantizedLayerScale(_Affine, LayerScale):
 
     def call(self, x, training=None):
         gamma = _float32(self.gamma)
-        return ops.cast(channel_affine(x, gamma, tf.zeros_like(gamma), training=training), self.compute_dtype)
+        return self.affine(x, gamma, tf.zeros_like(gamma), training)
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -138,6 +139,11 @@ class QuantizedLayerNormalization(InnerRanges, keras.layers.LayerNormalization):
             offset = tf.zeros((channels,)) if self.beta is None or self.rms_scaling else _float32(self.beta)
             outputs = channel_affine(outputs, scale, offset, training=training)
         return ops.cast(outputs, self.compute_dtype)
+
+
+def _per_channel(value: Any, channels: int) -> Any:
+    """One number, or one for each channel in whatever shape, as a float32 tensor `(channels,)`."""
+    return tf.broadcast_to(tf.reshape(tf.cast(value, tf.float32), (-1,)), (channels,))
 
 
 def _float32(variable: Any) -> Any:

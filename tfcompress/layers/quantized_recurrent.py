@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from tfcompress.layers.fake_quantize import fake_quantize_kernel
 from tfcompress.layers.quantized_activation import SIGMOID_RANGE, TANH_RANGE
-from tfcompress.layers.rounding import InnerRanges, keep_in_float32
+from tfcompress.layers.rounding import InnerRanges, RoundedKernel, keep_in_float32
 
 if TYPE_CHECKING:
     _Recurrent: Any = keras.layers.RNN
@@ -24,15 +23,14 @@ else:
     _Recurrent = object
 
 
-class _QuantizedRecurrent(InnerRanges, _Recurrent):
+class _QuantizedRecurrent(InnerRanges, RoundedKernel, _Recurrent):
     """Mixin: the loop over the steps of sequences `(batch, steps, features)`."""
 
-    rounding_keys = ("weight_bits", *InnerRanges.rounding_keys)
+    rounding_keys = (*RoundedKernel.rounding_keys, *InnerRanges.rounding_keys)
+    per_channel = False
+    # They are made by the cell inside of this layer; see `build`.
+    kernel_names = ()
     step_names: tuple[str, ...]
-
-    def __init__(self, *args: Any, weight_bits: int = 8, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.weight_bits = weight_bits
 
     def build(self, sequences_shape, initial_state_shape=None):
         super().build(sequences_shape)
@@ -49,7 +47,7 @@ class _QuantizedRecurrent(InnerRanges, _Recurrent):
             self.step_ranges[what] = self.inner_range(what, fixed.get(functions.get(kind)))
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
-        kernel, recurrent = self._rounded(self.cell.kernel), self._rounded(self.cell.recurrent_kernel)
+        kernel, recurrent = self.rounded_kernel(self.cell.kernel), self.rounded_kernel(self.cell.recurrent_kernel)
         order = range(sequences.shape[1])
         states: Any = None
         outputs = []
@@ -65,15 +63,18 @@ class _QuantizedRecurrent(InnerRanges, _Recurrent):
     def _round(self, what: str, values: Any, training: Any) -> Any:
         return self.step_ranges[what](values, training=training)
 
-    def _rounded(self, kernel: Any) -> Any:
-        kernel = ops.convert_to_tensor(kernel)
-        return ops.cast(fake_quantize_kernel(kernel, bits=self.weight_bits, per_channel=False), self.compute_dtype)
+    def _sums(self, inputs: Any, states: Any, kernel: Any, recurrent: Any, training: Any) -> Any:
+        """What both kernels and the bias make of the inputs and the state, rounded; the first step has no state."""
+        sums = ops.matmul(inputs, kernel)
+        if self.cell.use_bias:
+            sums = sums + self.cell.bias
+        if states is not None:
+            sums = self._round("input", sums, training)
+            sums = sums + self._round("state", ops.matmul(states[0], recurrent), training)
+        return self._round("sum", sums, training)
 
     def _drop(self, inputs: Any) -> Any:
         return keras.random.dropout(inputs, self.cell.dropout, seed=self.cell.seed_generator)
-
-    def get_config(self) -> dict:
-        return {**super().get_config(), "weight_bits": self.weight_bits}
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -87,13 +88,7 @@ class QuantizedLSTM(_QuantizedRecurrent, keras.layers.LSTM):
     )  # fmt: skip
 
     def _step(self, inputs, states, kernel, recurrent, training):
-        sums = ops.matmul(inputs, kernel)
-        if self.cell.use_bias:
-            sums = sums + self.cell.bias
-        if states is not None:
-            sums = self._round("input", sums, training)
-            sums = sums + self._round("state", ops.matmul(states[0], recurrent), training)
-        sums = self._round("sum", sums, training)
+        sums = self._sums(inputs, states, kernel, recurrent, training)
         units = self.units
         parts = [sums[:, at * units : (at + 1) * units] for at in range(4)]
         gate, candidate = self.cell.recurrent_activation, self.cell.activation
@@ -156,11 +151,5 @@ class QuantizedSimpleRNN(_QuantizedRecurrent, keras.layers.SimpleRNN):
     step_names = ("input", "state", "sum", "squashed")
 
     def _step(self, inputs, states, kernel, recurrent, training):
-        sums = ops.matmul(inputs, kernel)
-        if self.cell.use_bias:
-            sums = sums + self.cell.bias
-        if states is not None:
-            sums = self._round("input", sums, training)
-            sums = sums + self._round("state", ops.matmul(states[0], recurrent), training)
-        sums = self._round("sum", sums, training)
+        sums = self._sums(inputs, states, kernel, recurrent, training)
         return [self._round("squashed", self.cell.activation(sums), training)]
