@@ -9,15 +9,16 @@ from typing import Any
 import keras
 
 from tfcompress.layers.activations import legacy_hard_sigmoid
-from tfcompress.layers.fake_quantize import SMALLEST_RANGE, FakeQuantize, fake_quantize_kernel
+from tfcompress.layers.fake_quantize import FakeQuantize, fake_quantize_kernel, kernel_limits
+from tfcompress.layers.fused_batch_normalization import FusedBatchNormalization
+from tfcompress.layers.left_in_float import LeftInFloat
 from tfcompress.layers.quantized_activation import (
     COMPOSED,
-    SIGMOID_RANGE,
-    TANH_RANGE,
     QuantizedActivation,
     QuantizedReLU,
 )
 from tfcompress.layers.quantized_attention import QuantizedMultiHeadAttention
+from tfcompress.layers.quantized_bidirectional import QuantizedBidirectional
 from tfcompress.layers.quantized_convolution import (
     QuantizedConv1D,
     QuantizedConv1DTranspose,
@@ -38,12 +39,19 @@ from tfcompress.layers.quantized_normalization import (
     QuantizedRescaling,
 )
 from tfcompress.layers.quantized_recurrent import QuantizedGRU, QuantizedLSTM, QuantizedSimpleRNN
-from tfcompress.layers.rounding import copy_plain_weights, plain_weights
+from tfcompress.layers.rounding import (
+    SIGMOID_RANGE,
+    TANH_RANGE,
+    copy_plain_weights,
+    fixed_range_of,
+    plain_weights,
+)
 
 # The rounded twin of each Keras layer that has one. What a BatchNormalization follows decides whether it needs its own.
 QUANTIZED_LAYERS: dict[type[keras.layers.Layer], type[Any]] = {
     layer.base_class: layer
     for layer in (
+        QuantizedBidirectional,
         QuantizedConv1D,
         QuantizedConv1DTranspose,
         QuantizedConv2D,
@@ -71,11 +79,13 @@ __all__ = [
     "COMPOSED",
     "QUANTIZED_LAYERS",
     "SIGMOID_RANGE",
-    "SMALLEST_RANGE",
     "TANH_RANGE",
     "FakeQuantize",
+    "FusedBatchNormalization",
+    "LeftInFloat",
     "QuantizedActivation",
     "QuantizedBatchNormalization",
+    "QuantizedBidirectional",
     "QuantizedConv1D",
     "QuantizedConv1DTranspose",
     "QuantizedConv2D",
@@ -99,6 +109,8 @@ __all__ = [
     "QuantizedSimpleRNN",
     "copy_plain_weights",
     "fake_quantize_kernel",
+    "fixed_range_of",
+    "kernel_limits",
     "legacy_hard_sigmoid",
     "plain_weights",
 ]

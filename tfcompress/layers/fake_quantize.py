@@ -17,9 +17,11 @@ from tfcompress.errors import InvalidArgumentError
 
 # Below this width a range cannot be told from a constant; it keeps scales finite for channels that are all zero.
 SMALLEST_RANGE = 1e-6
+# Of the range of a kernel's largest channel, what the smallest has at least.
+_LEAST_SHARE = 1e-4
 
 
-def fake_quantize_kernel(kernel: Any, *, bits: int, per_channel: bool) -> Any:
+def fake_quantize_kernel(kernel: Any, *, bits: int, per_channel: bool, one_scale: bool = False) -> Any:
     """Rounds a kernel to symmetric signed integers and back.
 
     The range is the largest magnitude of the kernel as it is now (of each channel, or of all), so nothing is clipped
@@ -29,6 +31,8 @@ def fake_quantize_kernel(kernel: Any, *, bits: int, per_channel: bool) -> Any:
         kernel: Float32 tensor; its last axis is the channel axis.
         bits: Bits of the integers, 2 to 8; the lowest integer is not used (narrow range), as TFLite demands.
         per_channel: One range for each index of the last axis, or one for all.
+        one_scale: Whether all channels have the same range where there is one for each: equal weights are then equal
+            integers, and the range of each channel can still absorb a factor of its own.
 
     Returns:
         A float32 tensor of the same shape.
@@ -36,12 +40,35 @@ def fake_quantize_kernel(kernel: Any, *, bits: int, per_channel: bool) -> Any:
     # The range follows the weights but is no way for gradients to reach them, as in a constant.
     magnitude = tf.stop_gradient(tf.abs(kernel))
     if per_channel:
-        limit = tf.maximum(tf.reduce_max(magnitude, axis=list(range(kernel.shape.rank - 1))), SMALLEST_RANGE)
+        limit = kernel_limits(tf.reduce_max(magnitude, axis=list(range(kernel.shape.rank - 1))))
+        if one_scale:
+            limit = tf.fill(limit.shape, tf.reduce_max(limit))
         return tf.quantization.fake_quant_with_min_max_vars_per_channel(
             kernel, -limit, limit, num_bits=bits, narrow_range=True
         )
-    limit = tf.maximum(tf.reduce_max(magnitude), SMALLEST_RANGE)
+    limit = kernel_limits(tf.reduce_max(magnitude))
     return tf.quantization.fake_quant_with_min_max_vars(kernel, -limit, limit, num_bits=bits, narrow_range=True)
+
+
+def kernel_limits(largest: Any) -> Any:
+    """The limits of the ranges of a kernel's channels.
+
+    A channel of zeros, or next to nothing, must not have a scale next to nothing: its bias, which the file has in units
+    of that scale, would not fit into 32 bits.
+
+    Args:
+        largest: The largest magnitude of each channel, or of all.
+
+    Returns:
+        The same, but at least a ten-thousandth of the largest of all; ones for a kernel of zeros.
+
+    Example:
+        >>> kernel_limits(tf.constant([2.0, 0.0])).numpy().tolist()
+        [2.0, 0.00019999999494757503]
+    """
+    largest = tf.convert_to_tensor(largest)
+    peak = tf.reduce_max(largest)
+    return tf.maximum(largest, tf.where(peak > 0, _LEAST_SHARE * peak, tf.ones_like(peak)))
 
 
 class _AtMostZero(keras.constraints.Constraint):
@@ -60,7 +87,8 @@ class FakeQuantize(keras.layers.Layer):
 
     The range is two weights, `minimum` and `maximum`. While `trainable`, it is learned through the gradient of the
     clipping, or follows a moving average of what passes; once `trainable` is `False` it stays as it is. A fixed range
-    rounds only outside of training.
+    rounds only outside of training. With more than 8 bits the runtime's zero point is 0: the range is the one weight
+    `maximum` and what lies on the other side of zero.
 
     Args:
         bits: Bits of the integers, 4 to 16.
@@ -122,23 +150,48 @@ class FakeQuantize(keras.layers.Layer):
             "aggregation": "mean",
         }
         # Zero must stay inside, or padding and pruned weights would have no exact integer.
-        self.minimum = self.add_weight(
-            name="range_minimum",
-            initializer=keras.initializers.Constant(low),
-            constraint=_AtMostZero(),
-            **options,
-        )
+        if not self.is_symmetric:
+            self.minimum = self.add_weight(
+                name="range_minimum",
+                initializer=keras.initializers.Constant(low),
+                constraint=_AtMostZero(),
+                **options,
+            )
         self.maximum = self.add_weight(
             name="range_maximum",
-            initializer=keras.initializers.Constant(high),
+            initializer=keras.initializers.Constant(self._largest(low, high)),
             constraint=_AboveZero(),
             **options,
         )
 
     def set_range(self, low: float, high: float) -> None:
-        """Sets the range, widened to hold zero and to be wider than nothing."""
-        self.minimum.assign(min(low, 0.0))
-        self.maximum.assign(max(high, SMALLEST_RANGE))
+        """Sets the range, widened to hold zero, to be wider than nothing, and for more than 8 bits to be symmetric."""
+        if not self.is_symmetric:
+            self.minimum.assign(min(low, 0.0))
+        self.maximum.assign(max(self._largest(low, high), SMALLEST_RANGE))
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the zero point is 0, as the runtime has it for more than 8 bits."""
+        return self.bits > 8
+
+    @property
+    def step(self) -> float:
+        """The distance of two neighbouring values."""
+        low, high = (float(keras.ops.convert_to_numpy(edge)) for edge in self._edges())
+        return (high - low) / (2**self.bits - 1)
+
+    def _largest(self, low: float, high: float) -> float:
+        """The largest value of a range that holds `low` and `high`."""
+        # There is one more integer below zero than above.
+        return max(high, -low * (1 - 2.0 ** (1 - self.bits))) if self.is_symmetric else high
+
+    def _edges(self) -> tuple[Any, Any]:
+        """The smallest and the largest value, as tensors."""
+        maximum = tf.convert_to_tensor(self.maximum)
+        if self.is_symmetric:
+            return -maximum / (1 - 2.0 ** (1 - self.bits)), maximum
+        return tf.convert_to_tensor(self.minimum), maximum
 
     def call(self, inputs, training=False):
         if self.observer is not None:
@@ -150,12 +203,16 @@ class FakeQuantize(keras.layers.Layer):
         values = tf.cast(inputs, tf.float32)
         if training and self.trainable and self.ranges == "moving_average":
             self._follow(values)
-        minimum, maximum = tf.convert_to_tensor(self.minimum), tf.convert_to_tensor(self.maximum)
+        minimum, maximum = self._edges()
         rounded = tf.quantization.fake_quant_with_min_max_vars(values, minimum, maximum, num_bits=self.bits)
         return tf.cast(rounded, inputs.dtype)
 
     def _follow(self, values):
         """Moves the range towards that of `values`."""
+        if self.is_symmetric:
+            high = tf.maximum(tf.reduce_max(tf.abs(values)), SMALLEST_RANGE)
+            self.maximum.assign(self.momentum * self.maximum + (1 - self.momentum) * high)
+            return
         low = tf.minimum(tf.reduce_min(values), 0.0)
         high = tf.maximum(tf.reduce_max(values), SMALLEST_RANGE)
         self.minimum.assign(self.momentum * self.minimum + (1 - self.momentum) * low)

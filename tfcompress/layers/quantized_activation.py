@@ -12,11 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.layers.rounding import InnerRanges
-
-# The ranges that the runtime's kernels have, whatever comes in.
-SIGMOID_RANGE = (0.0, 255.0 / 256.0)
-TANH_RANGE = (-1.0, 127.0 / 128.0)
+from tfcompress.layers.rounding import SIGMOID_RANGE, InnerRanges
 
 _Range = Callable[[str, Any], Any]
 

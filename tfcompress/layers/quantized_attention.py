@@ -11,8 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfcompress.layers.quantized_activation import SIGMOID_RANGE
-from tfcompress.layers.rounding import InnerRanges, RoundedKernel, keep_in_float32
+from tfcompress.layers.rounding import SIGMOID_RANGE, InnerRanges, RoundedKernel, keep_in_float32
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")

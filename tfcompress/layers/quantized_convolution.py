@@ -14,11 +14,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfcompress.layers.rounding import InnerRanges, RoundedKernel
+from tfcompress.layers.rounding import InnerRanges, RoundedChannels, RoundedKernel
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedConv2D(RoundedKernel, keras.layers.Conv2D):
+class QuantizedConv2D(RoundedChannels, keras.layers.Conv2D):
     """`keras.layers.Conv2D` with a kernel rounded for each output channel."""
 
     base_class = keras.layers.Conv2D
@@ -28,7 +28,7 @@ class QuantizedConv2D(RoundedKernel, keras.layers.Conv2D):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedConv1D(RoundedKernel, keras.layers.Conv1D):
+class QuantizedConv1D(RoundedChannels, keras.layers.Conv1D):
     """`keras.layers.Conv1D` with a kernel rounded for each output channel."""
 
     base_class = keras.layers.Conv1D
@@ -89,7 +89,7 @@ class QuantizedConv1DTranspose(RoundedKernel, keras.layers.Conv1DTranspose):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedDepthwiseConv2D(RoundedKernel, keras.layers.DepthwiseConv2D):
+class QuantizedDepthwiseConv2D(RoundedChannels, keras.layers.DepthwiseConv2D):
     """`keras.layers.DepthwiseConv2D` with a kernel rounded for each output channel."""
 
     base_class = keras.layers.DepthwiseConv2D
@@ -100,7 +100,7 @@ class QuantizedDepthwiseConv2D(RoundedKernel, keras.layers.DepthwiseConv2D):
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedDepthwiseConv1D(RoundedKernel, keras.layers.DepthwiseConv1D):
+class QuantizedDepthwiseConv1D(RoundedChannels, keras.layers.DepthwiseConv1D):
     """`keras.layers.DepthwiseConv1D` with a kernel rounded for each output channel."""
 
     base_class = keras.layers.DepthwiseConv1D
@@ -109,10 +109,10 @@ class QuantizedDepthwiseConv1D(RoundedKernel, keras.layers.DepthwiseConv1D):
         return _finished(self, _depthwise_1d(self, inputs, self.kernel))
 
 
-class _RoundedSeparable(InnerRanges, RoundedKernel):
+class _RoundedSeparable(InnerRanges, RoundedChannels):
     """Mixin: both kernels of a separable convolution, and a range between them."""
 
-    rounding_keys = (*RoundedKernel.rounding_keys, *InnerRanges.rounding_keys)
+    rounding_keys = (*RoundedChannels.rounding_keys, *InnerRanges.rounding_keys)
     kernel_names = ("depthwise_kernel", "pointwise_kernel")
 
     def build(self, input_shape):

@@ -11,11 +11,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from tfcompress.layers.rounding import RoundedKernel
+from tfcompress.layers.rounding import RoundedChannels, RoundedKernel
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedDense(RoundedKernel, keras.layers.Dense):
+class QuantizedDense(RoundedChannels, keras.layers.Dense):
     """`keras.layers.Dense` with a kernel rounded as a whole, or for each output.
 
     Args:
@@ -25,7 +25,7 @@ class QuantizedDense(RoundedKernel, keras.layers.Dense):
     """
 
     base_class = keras.layers.Dense
-    rounding_keys = (*RoundedKernel.rounding_keys, "per_channel")
+    rounding_keys = (*RoundedChannels.rounding_keys, "per_channel")
 
     def __init__(self, *args: Any, per_channel: bool = False, **kwargs: Any):
         super().__init__(*args, **kwargs)

@@ -17,6 +17,7 @@ from keras.src.applications.convnext import LayerScale
 from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from tfcompress.layers.affine import channel_affine
+from tfcompress.layers.fused_batch_normalization import FusedBatchNormalization
 from tfcompress.layers.rounding import InnerRanges
 
 
@@ -34,10 +35,8 @@ class _Affine:
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
-class QuantizedBatchNormalization(_Affine, keras.layers.BatchNormalization):
+class QuantizedBatchNormalization(_Affine, FusedBatchNormalization):
     """`keras.layers.BatchNormalization` where no convolution absorbs it: in use, a factor and an offset per channel."""
-
-    base_class = keras.layers.BatchNormalization
 
     def call(self, inputs, training=None, mask=None):
         if training and self.trainable:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 from keras import ops
 
-from tfcompress.layers.quantized_activation import SIGMOID_RANGE, TANH_RANGE
-from tfcompress.layers.rounding import InnerRanges, RoundedKernel, keep_in_float32
+from tfcompress.layers.fake_quantize import FakeQuantize
+from tfcompress.layers.rounding import SIGMOID_RANGE, TANH_RANGE, InnerRanges, RoundedKernel, keep_in_float32
 
 if TYPE_CHECKING:
     _Recurrent: Any = keras.layers.RNN
@@ -31,6 +31,8 @@ class _QuantizedRecurrent(InnerRanges, RoundedKernel, _Recurrent):
     # They are made by the cell inside of this layer; see `build`.
     kernel_names = ()
     step_names: tuple[str, ...]
+    # The range of another layer's results that this one rounds its results to as well; to be set before it is built.
+    given_range: FakeQuantize | None = None
 
     def build(self, sequences_shape, initial_state_shape=None):
         super().build(sequences_shape)
@@ -44,9 +46,18 @@ class _QuantizedRecurrent(InnerRanges, RoundedKernel, _Recurrent):
         self.step_ranges = {}
         for what in self.step_names:
             kind = what.split("_")[-1]
-            self.step_ranges[what] = self.inner_range(what, fixed.get(functions.get(kind)))
+            if what == "output" and self.given_range is not None:
+                self.step_ranges[what] = self.given_range
+            else:
+                self.step_ranges[what] = self.inner_range(what, fixed.get(functions.get(kind)))
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
+        outputs, states = self.run(sequences, training)
+        result = ops.stack(outputs, axis=1) if self.return_sequences else outputs[-1]
+        return (result, *states) if self.return_state else result
+
+    def run(self, sequences: Any, training: Any) -> tuple[list[Any], list[Any]]:
+        """What each step gives, in the order in which they are computed, and the states after the last."""
         kernel, recurrent = self.rounded_kernel(self.cell.kernel), self.rounded_kernel(self.cell.recurrent_kernel)
         order = range(sequences.shape[1])
         states: Any = None
@@ -57,8 +68,7 @@ class _QuantizedRecurrent(InnerRanges, RoundedKernel, _Recurrent):
                 inputs = self._drop(inputs)
             states = self._step(inputs, states, kernel, recurrent, training)
             outputs.append(states[0])
-        result = ops.stack(outputs, axis=1) if self.return_sequences else outputs[-1]
-        return (result, *states) if self.return_state else result
+        return outputs, states
 
     def _round(self, what: str, values: Any, training: Any) -> Any:
         return self.step_ranges[what](values, training=training)

@@ -16,6 +16,21 @@ import tensorflow as tf
 
 from tfcompress.layers.fake_quantize import FakeQuantize, fake_quantize_kernel
 
+# The ranges that the runtime's 8-bit kernels have, whatever comes in, and that of its 16-bit ones for all of these.
+SIGMOID_RANGE = (0.0, 255.0 / 256.0)
+TANH_RANGE = (-1.0, 127.0 / 128.0)
+WIDE_UNIT_RANGE = (-1.0, 32767.0 / 32768.0)
+
+
+def fixed_range_of(narrow: tuple[float, float], bits: int) -> tuple[float, float]:
+    """The range that 16-bit kernels have where 8-bit ones have `narrow`; `narrow` itself for 8 bits.
+
+    Example:
+        >>> fixed_range_of(SIGMOID_RANGE, 16), fixed_range_of((0.0, 6.0), 16)
+        ((-1.0, 0.999969482421875), (0.0, 6.0))
+    """
+    return WIDE_UNIT_RANGE if bits > 8 and narrow in (SIGMOID_RANGE, TANH_RANGE) else narrow
+
 
 class RoundedKernel:
     """Mixin: adds `weight_bits`, keeps the kernels in float32, and rounds them on demand."""
@@ -41,13 +56,37 @@ class RoundedKernel:
 
     def rounded_kernel(self, kernel: Any) -> Any:
         """A kernel, its last axis that of the channels, as the file will hold it."""
-        rounded = fake_quantize_kernel(
-            tf.convert_to_tensor(kernel), bits=self.weight_bits, per_channel=self.per_channel
-        )
+        kernel = tf.convert_to_tensor(kernel)
+        if self.per_channel:
+            one_scale = getattr(self, "one_scale", False)
+            rounded = fake_quantize_kernel(kernel, bits=self.weight_bits, per_channel=True, one_scale=one_scale)
+        else:
+            # The converter (TensorFlow 2.21) drops the range of a rounded kernel that goes to several operations, as in
+            # a shared layer or at every step of a recurrent one, and rounds again, each channel to another scale. This
+            # one goes to a reshaping alone, which leaves no operation in the file.
+            rounded = fake_quantize_kernel(kernel[None], bits=self.weight_bits, per_channel=False)
+            rounded = tf.reshape(rounded, kernel.shape)
         return tf.cast(rounded, self.compute_dtype)  # type: ignore[attr-defined]
 
     def get_config(self) -> dict:
         return {**super().get_config(), "weight_bits": self.weight_bits}  # type: ignore[misc]
+
+
+class RoundedChannels(RoundedKernel):
+    """Mixin: a rounded kernel with a scale for each channel.
+
+    Args:
+        one_scale: Whether these scales are the same, so that equal weights are equal integers in all channels.
+    """
+
+    rounding_keys: ClassVar[tuple[str, ...]] = (*RoundedKernel.rounding_keys, "one_scale")
+
+    def __init__(self, *args: Any, one_scale: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.one_scale = one_scale
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "one_scale": self.one_scale}
 
 
 class InnerRanges:
@@ -55,10 +94,13 @@ class InnerRanges:
 
     is_fake_quantized = True
     base_class: type[keras.layers.Layer]
-    rounding_keys: ClassVar[tuple[str, ...]] = ("ranges", "momentum")
+    rounding_keys: ClassVar[tuple[str, ...]] = ("activation_bits", "ranges", "momentum")
 
-    def __init__(self, *args: Any, ranges: str = "learned", momentum: float = 0.99, **kwargs: Any):
+    def __init__(
+        self, *args: Any, activation_bits: int = 8, ranges: str = "learned", momentum: float = 0.99, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
+        self.activation_bits = activation_bits
         self.ranges = ranges
         self.momentum = momentum
 
@@ -67,16 +109,17 @@ class InnerRanges:
         settings: dict[str, Any] = (
             {"ranges": self.ranges, "momentum": self.momentum}
             if fixed is None
-            else {"ranges": "fixed", "initial_range": fixed}
+            else {"ranges": "fixed", "initial_range": fixed_range_of(fixed, self.activation_bits)}
         )
         name = f"{self.name}_{what}_range"  # type: ignore[attr-defined]
         # Under mixed precision a step may be computed in float32 or in half precision; its range keeps either.
-        layer = FakeQuantize(name=name, autocast=False, **settings)
+        layer = FakeQuantize(name=name, bits=self.activation_bits, autocast=False, **settings)
         layer.build(())
         return layer
 
     def get_config(self) -> dict:
-        return {**super().get_config(), "ranges": self.ranges, "momentum": self.momentum}  # type: ignore[misc]
+        config = super().get_config()  # type: ignore[misc]
+        return {**config, "activation_bits": self.activation_bits, "ranges": self.ranges, "momentum": self.momentum}
 
 
 def keep_in_float32(variables: Iterable[Any]) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 
 from tfcompress.graph.trace import Trace, trace
 from tfcompress.layers import (
-    SMALLEST_RANGE,
     FakeQuantize,
+    FusedBatchNormalization,
     QuantizedConv1D,
     QuantizedConv1DTranspose,
     QuantizedConv2D,
@@ -29,6 +29,7 @@ from tfcompress.layers import (
     QuantizedDepthwiseConv2D,
     QuantizedSeparableConv1D,
     QuantizedSeparableConv2D,
+    kernel_limits,
 )
 from tfcompress.techniques.quantize.integer_support import ROUNDED_INSIDE, only_follower
 
@@ -62,7 +63,7 @@ def _round_layer(traced: Trace, indices: list[int]) -> bool:
     layer = traced.calls[indices[0]].operation
     if isinstance(layer, _SEPARABLE):
         # The sum with the bias is that of the pointwise kernel, which takes what the layer rounds inside.
-        scales: set[float | None] = {_scale(layer.depthwise_range)}
+        scales: set[float | None] = {layer.depthwise_range.step}
     else:
         scales = {_input_scale(traced, index) for index in indices}
     followers = {id(only_follower(traced, index)): only_follower(traced, index) for index in indices}
@@ -72,7 +73,7 @@ def _round_layer(traced: Trace, indices: list[int]) -> bool:
     follower: Any = next(iter(followers.values()))
     unit = input_scale * kernel_scale(layer)
     bias = _numpy(layer.bias).astype("float64") if layer.use_bias else np.zeros_like(unit)
-    if type(follower) is not keras.layers.BatchNormalization:
+    if type(follower) not in (keras.layers.BatchNormalization, FusedBatchNormalization):
         if layer.use_bias:
             layer.bias.assign(np.round(bias / unit) * unit)
         return layer.use_bias
@@ -97,8 +98,9 @@ def kernel_scale(layer: Any) -> np.ndarray:
     if isinstance(layer, _TRANSPOSED):
         kernel = np.swapaxes(kernel, -1, -2)
     channels = kernel.shape[-1]
-    largest = kernel.reshape(-1, channels).max(0) if layer.per_channel else np.full(channels, kernel.max())
-    return np.maximum(largest, SMALLEST_RANGE) / (2 ** (layer.weight_bits - 1) - 1)
+    has_one = not layer.per_channel or getattr(layer, "one_scale", False)
+    largest = np.full(channels, kernel.max()) if has_one else kernel.reshape(-1, channels).max(0)
+    return kernel_limits(largest).numpy() / (2 ** (layer.weight_bits - 1) - 1)
 
 
 def _input_scale(traced: Trace, index: int) -> float | None:
@@ -110,13 +112,9 @@ def _input_scale(traced: Trace, index: int) -> float | None:
         index = sources[0].call
         operation = traced.calls[index].operation
         if isinstance(operation, FakeQuantize):
-            return _scale(operation)
+            return operation.step
         if isinstance(operation, ROUNDED_INSIDE):
             return None
-
-
-def _scale(layer: FakeQuantize) -> float:
-    return (float(_numpy(layer.maximum)) - float(_numpy(layer.minimum))) / (2**layer.bits - 1)
 
 
 def _numpy(variable: Any) -> np.ndarray:

@@ -17,6 +17,7 @@ from keras import activations, layers
 
 from tfcompress.graph.trace import Trace
 from tfcompress.layers import COMPOSED, QUANTIZED_LAYERS, SIGMOID_RANGE, TANH_RANGE
+from tfcompress.techniques.quantize.time_distributed import time_distributed_reason
 
 # Their results have the scale of what came in.
 HANDED_ON = (
@@ -36,8 +37,11 @@ COMPUTED = (
     layers.Add, layers.Subtract, layers.Multiply, layers.Maximum, layers.Minimum, layers.Concatenate,
     layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.PReLU,
 )  # fmt: skip
+# Their inputs have the scale of their result: what goes to no other operation is rounded to that one at once.
+ONE_SCALE = (layers.Concatenate, layers.Maximum, layers.Minimum)
+RECURRENT = (layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Bidirectional)
 # They round their results themselves.
-ROUNDED_INSIDE = (layers.LSTM, layers.GRU, layers.SimpleRNN, layers.Embedding)
+ROUNDED_INSIDE = (*RECURRENT, layers.Embedding)
 # One sum of products, with an activation in the layer.
 SUMS = (
     layers.Conv1D, layers.Conv2D, layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Dense, layers.EinsumDense,
@@ -51,12 +55,12 @@ ABSORBING = (
 
 # Layers that compute something else where a mask comes along.
 MASKED = (
-    layers.MultiHeadAttention, layers.LSTM, layers.GRU, layers.SimpleRNN, layers.GlobalAveragePooling1D,
-    layers.Softmax, layers.Bidirectional, layers.TimeDistributed, layers.Attention, layers.AdditiveAttention,
+    layers.MultiHeadAttention, *RECURRENT, layers.GlobalAveragePooling1D, layers.Softmax, layers.TimeDistributed,
+    layers.Attention, layers.AdditiveAttention,
 )  # fmt: skip
 # Layers whose kernels of 4 bits the converter (TensorFlow 2.21) refuses.
 EIGHT_BITS_ONLY = (
-    layers.Embedding, layers.Conv1DTranspose, layers.Conv2DTranspose, layers.LSTM, layers.GRU, layers.SimpleRNN,
+    layers.Embedding, layers.Conv1DTranspose, layers.Conv2DTranspose, *RECURRENT,
 )  # fmt: skip
 
 # Activations that are one integer operation, with the range that the runtime gives its result, if that is fixed.
@@ -87,6 +91,7 @@ COMPUTED_OPERATIONS = frozenset(
     {"Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Maximum", "Minimum", "Mean", "Sum", "Matmul",
      "Concatenate", "Stack", "Exp", "Log", "Sqrt", "Rsqrt", "Absolute", "Abs", "Roll"}
 )  # fmt: skip
+ONE_SCALE_OPERATIONS = frozenset({"Concatenate", "Maximum", "Minimum", "Stack"})
 # Written with others: `-x` as `0 - x`.
 REWRITTEN_OPERATIONS = frozenset({"Negative", "Square"})
 # Activations as operations, by class, and their names as functions.
@@ -165,6 +170,13 @@ def hands_on(operation: Any) -> bool:
     )
 
 
+def takes_one_scale(operation: Any) -> bool:
+    """Whether the inputs have the scale of the result."""
+    return isinstance(operation, ONE_SCALE) or (
+        not is_layer(operation) and type(operation).__name__ in ONE_SCALE_OPERATIONS
+    )
+
+
 def only_follower(traced: Trace, index: int) -> Any | None:
     """The operation that alone takes the result of call `index`, looking through what is absent in use."""
     outputs = {ref.call for ref in keras.tree.flatten(traced.outputs)}
@@ -200,6 +212,11 @@ def unsupported_reason(traced: Trace, index: int, weight_bits: int = 8) -> str |
         return f"{type(operation).__name__} is no layer of Keras, and may compute anything"
     if weight_bits == 4 and isinstance(operation, EIGHT_BITS_ONLY):
         return f"the converter takes no kernel of 4 bits for it; use weight_bits={{'{operation.name}': 8, '*': 4}}"
+    if weight_bits == 4 and _is_shared_by_channel(traced, index):
+        return (
+            "the converter keeps 8 bits of a kernel with scales by channel that is used at several places; use "
+            f"weight_bits={{'{operation.name}': 8, '*': 4}}"
+        )
     if isinstance(operation, layers.Embedding):
         return _embedding_reason(traced, index)
     if getattr(operation, "data_format", "channels_last") == "channels_first":
@@ -209,8 +226,10 @@ def unsupported_reason(traced: Trace, index: int, weight_bits: int = 8) -> str |
         return _activation_reason(operation, name)
     if isinstance(operation, layers.BatchNormalization | layers.Rescaling | layers.Normalization):
         return _affine_reason(operation)
-    if isinstance(operation, layers.LSTM | layers.GRU | layers.SimpleRNN):
+    if isinstance(operation, RECURRENT):
         return _recurrent_reason(call)
+    if isinstance(operation, layers.TimeDistributed):
+        return time_distributed_reason(call)
     if isinstance(operation, layers.MultiHeadAttention):
         return _attention_reason(call)
     if isinstance(operation, layers.LayerNormalization):
@@ -234,6 +253,17 @@ def unsupported_reason(traced: Trace, index: int, weight_bits: int = 8) -> str |
     if isinstance(operation, known) or type(operation) in QUANTIZED_LAYERS:
         return None
     return f"{type(operation).__name__} has no rounded twin"
+
+
+def _is_shared_by_channel(traced: Trace, index: int) -> bool:
+    """Whether the layer of call `index` is used more than once and its kernel is rounded channel by channel."""
+    operation = traced.calls[index].operation
+    uses = [at for at, call in enumerate(traced.calls) if call.operation is operation]
+    if len(uses) < 2 or type(operation) not in SUMS:
+        return False
+    if type(operation) is layers.Dense:
+        return any(type(only_follower(traced, at)) is layers.BatchNormalization for at in uses)
+    return QUANTIZED_LAYERS[type(operation)].per_channel
 
 
 def _activation_reason(operation: Any, name: str) -> str | None:
@@ -271,6 +301,14 @@ def _recurrent_reason(call: Any) -> str | None:
         return "an initial state or a mask that comes from the network"
     if call.args[0] is not None and layer.input.shape[1] is None:
         return "its number of steps is not known; give the input a fixed length"
+    is_wrapper = isinstance(layer, layers.Bidirectional)
+    directions = (layer.forward_layer, layer.backward_layer) if is_wrapper else (layer,)
+    return next((reason for one in directions if (reason := _direction_reason(one)) is not None), None)
+
+
+def _direction_reason(layer: Any) -> str | None:
+    if type(layer) not in (layers.LSTM, layers.GRU, layers.SimpleRNN):
+        return f"{type(layer).__name__} within it has no rounded twin"
     if layer.stateful or layer.cell.recurrent_dropout:
         return "stateful, or recurrent dropout"
     if isinstance(layer, layers.GRU) and not layer.reset_after:

@@ -5,8 +5,9 @@ graph order, the direction of each weight is learned from calibration data: agai
 inputs that the rounded layers before it give.
 
 Invariant: kernels come out on the integer grid, so that the file's integers are the learned ones; zeros stay zero. A
-layer keeps its nearest integers where they do as well. Left out: layers whose grid is not one scale for each index of
-the last kernel axis (or one for all), and biases, which `bias_correction.py` has.
+layer keeps its nearest integers where they do as well, and where its weights share few values (clustering), which must
+stay few. Left out: layers whose grid is not one scale for each index of the last kernel axis (or one for all), and
+biases, which `bias_correction.py` has.
 
 Reference: Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", 2020,
 https://arxiv.org/abs/2004.10568
@@ -21,9 +22,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.layers import SMALLEST_RANGE
+from tfcompress.layers import kernel_limits
 from tfcompress.techniques.quantize.integer_support import is_clipping, only_follower
 from tfcompress.techniques.quantize.side_by_side import Visit, is_rounded, side_by_side, without_activation
+from tfcompress.techniques.shared_values import shares_values
 from tfcompress.training.progress import ProgressBar
 
 ITERATIONS = 500
@@ -76,6 +78,8 @@ def learn_rounding(
         visited.append(visit.layer.name)
         if bar is not None:
             bar.on_epoch_begin(done)
+        if shares_values(keras.ops.convert_to_numpy(visit.layer.kernel)):
+            return
         problem = _Problem(visit)
         rng = np.random.default_rng([seed, done])
         if problem.solve(iterations, rng, bar.on_train_batch_end if bar is not None else None):
@@ -197,7 +201,7 @@ def kernel_limit(kernel: np.ndarray, layer: Any) -> np.ndarray:
     axes: tuple[int, ...] | None = tuple(range(kernel.ndim - 1)) if layer.per_channel else None
     if isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D):
         axes = tuple(range(kernel.ndim - 2))
-    largest = np.maximum(np.abs(kernel).max(axes, keepdims=True), SMALLEST_RANGE)
+    largest = kernel_limits(np.abs(kernel).max(axes, keepdims=True)).numpy()
     integers = 2 ** (layer.weight_bits - 1) - 1
     best, best_error = largest, np.full(largest.shape, np.inf)
     for part in np.linspace(1.0, SMALLEST_PART, PARTS):

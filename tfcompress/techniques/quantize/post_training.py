@@ -170,9 +170,14 @@ class QuantizePostTraining(Technique):
             self.calibration_samples,
         )
 
+    @property
+    def keeps_clusters(self) -> bool:
+        # Equalization gives each channel a factor of its own.
+        return self.equalize == "none"
+
     def check(self, model: keras.Model, total_steps: int) -> None:
         spec = QuantizationSpec(weight_bits=self.weight_bits, allow_float=self.allow_float)
-        refuse_unsupported(quantizable_trace(model), spec)
+        refuse_unsupported(quantizable_trace(model, self.allow_float), spec)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         return quantize_post_training(model, context.data, **dataclasses.asdict(self), seed=context.seed)

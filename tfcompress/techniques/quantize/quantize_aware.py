@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError
+from tfcompress.techniques.quantize.activation_bits import check_activation_bits
 from tfcompress.techniques.quantize.calibrate import calibrate
 from tfcompress.techniques.quantize.ranges import PERCENTILE, RangeMethod
 from tfcompress.techniques.quantize.rewrite import QuantizationSpec, insert_fake_quantization
@@ -28,6 +29,7 @@ def quantize_aware(
     calibration: Any,
     *,
     weight_bits: int | Mapping[str, int] = 8,
+    activation_bits: int | Mapping[str, int] = 8,
     allow_float: Sequence[str] = (),
     ranges: str = "learned",
     momentum: float = 0.99,
@@ -44,8 +46,11 @@ def quantize_aware(
         weight_bits: Bits of the kernels: 8 or 4, for all layers, or by patterns of layer names such as
             `{"head_*": 8, "*": 4}`, of which the first that fits counts (8 where none does). Convolutions have a scale
             for each output channel.
-        allow_float: Patterns of names of layers that stay in float, with conversions around them. Export such a model
-            with `audit=False`.
+        activation_bits: Bits of the numbers between layers: 8 or 16, for all layers, or by patterns of their names such
+            as `{"head_*": 16}`, of which the first that fits counts (8 where none does). Names of inputs count too.
+            With 16 bits anywhere kernels have 8, nothing stays in float, and the export is of mode "int16x8".
+        allow_float: Patterns of names of layers that stay in float, with conversions around them. An export says which
+            operations these became, and refuses any other in float.
         ranges: How activation ranges go on from the calibrated ones while training: `"learned"` by gradient, or
             `"moving_average"`. `FreezeRanges` stops both.
         momentum: Share of the old range that a moving average keeps at each step, in [0, 1).
@@ -76,8 +81,15 @@ def quantize_aware(
         https://arxiv.org/abs/1903.08066
     """
     check_arguments("quantize_aware", weight_bits, ranges, momentum, calibration_samples)
+    check_activation_bits("quantize_aware", activation_bits, weight_bits, allow_float)
     method = RangeMethod(name=calibration_method, percentile=percentile)
-    spec = QuantizationSpec(weight_bits=weight_bits, ranges=ranges, momentum=momentum, allow_float=tuple(allow_float))
+    spec = QuantizationSpec(
+        weight_bits=weight_bits,
+        activation_bits=activation_bits,
+        ranges=ranges,
+        momentum=momentum,
+        allow_float=tuple(allow_float),
+    )
     aware = insert_fake_quantization(model, spec)
     calibrate(aware, calibration_batches(calibration, calibration_samples), method)
     return aware

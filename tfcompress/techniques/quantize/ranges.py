@@ -117,6 +117,10 @@ def choose_range(counts: ValueCounts, method: RangeMethod, bits: int) -> tuple[f
         return low, high
     if method.name == "percentile":
         return max(low, -_tail(counts, -1, method.percentile)), min(high, _tail(counts, 1, method.percentile))
+    if bits > 8:
+        # The zero point is 0, so that one end says all.
+        largest = max(-low, high)
+        low, high = -largest, largest
     return _least_error(counts, low, high, bits)
 
 
@@ -148,6 +152,11 @@ def _least_error(counts: ValueCounts, low: float, high: float, bits: int) -> tup
     reach = 0.5
     for _ in range(3):
         around = 1 + reach * np.linspace(-1, 1, CANDIDATES + 1)
+        if bits > 8:
+            both = ((max(low, best[0] * part), min(high, best[1] * part)) for part in around)
+            best = min(both, key=lambda ends: error(*ends))
+            reach /= 8
+            continue
         best = min(((max(low, best[0] * part), best[1]) for part in around), key=lambda ends: error(*ends))
         best = min(((best[0], min(high, best[1] * part)) for part in around), key=lambda ends: error(*ends))
         reach /= 8

@@ -26,12 +26,18 @@ from tfcompress.layers import (
     COMPOSED,
     QUANTIZED_LAYERS,
     FakeQuantize,
+    FusedBatchNormalization,
+    LeftInFloat,
     QuantizedActivation,
     QuantizedBatchNormalization,
     QuantizedReLU,
     copy_plain_weights,
+    fixed_range_of,
 )
 from tfcompress.techniques.quantize import integer_support as support
+from tfcompress.techniques.quantize.activation_bits import bits_of, reason_against_16_bits
+from tfcompress.techniques.quantize.time_distributed import open_time_distributed
+from tfcompress.techniques.shared_values import kernels_of, shares_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +45,7 @@ class QuantizationSpec:
     """What the inserted layers are made with: see `quantize_aware` for the meaning of each field."""
 
     weight_bits: int | Mapping[str, int] = 8
+    activation_bits: int | Mapping[str, int] = 8
     ranges: str = "learned"
     momentum: float = 0.99
     allow_float: Sequence[str] = ()
@@ -64,14 +71,19 @@ def insert_fake_quantization(model: keras.Model, spec: QuantizationSpec) -> kera
         InvalidArgumentError: If a pattern fits no layer.
         ModelError: If a layer cannot be computed in integers and may not stay in float; the message names each one.
     """
-    traced = quantizable_trace(model)
+    traced = quantizable_trace(model, spec.allow_float)
     refuse_unsupported(traced, spec)
     return _Rewriter(traced, spec).build()
 
 
-def quantizable_trace(model: keras.Model) -> Trace:
-    """The calls of a model; layers of nested models whose names are equal get names of their own."""
+def quantizable_trace(model: keras.Model, allow_float: Sequence[str] = ()) -> Trace:
+    """The calls of a model; layers of nested models whose names are equal get names of their own.
+
+    `TimeDistributed` layers are opened, but for those that may stay in float.
+    """
     traced = trace(model, allow_equal_names=True)
+    while (opened := open_time_distributed(traced, keep=allow_float)) is not None:
+        model, traced = opened, trace(opened, allow_equal_names=True)
     layers_by_name: dict[str, set[int]] = {}
     for call in traced.calls:
         layers_by_name.setdefault(call.operation.name, set()).add(id(call.operation))
@@ -92,7 +104,7 @@ def remove_fake_quantization(model: keras.Model) -> keras.Model:
 
     def call_plain(index: int, call: Call, args: tuple, kwargs: dict) -> Any:
         operation = call.operation
-        if isinstance(operation, FakeQuantize):
+        if isinstance(operation, FakeQuantize | LeftInFloat):
             return args[0]
         if not isinstance(operation, keras.layers.Layer):
             return operation(*args, **kwargs)
@@ -119,6 +131,9 @@ class _Rewriter:
         self._new: dict[str, Any] = {}
         # The layer that gave each call's result its scale.
         self._ranges: dict[int, FakeQuantize] = {}
+        # Bits of the results of the layer that is being rewritten, and of each tensor that is rounded.
+        self._bits = 8
+        self._bits_of_tensor: dict[int, tuple[Any, int]] = {}
         self._names: set[str] = {call.operation.name for call in traced.calls}
         self._absorbed = {
             call.operation.name for index, call in enumerate(traced.calls) if support.is_absorbed(traced, index)
@@ -137,6 +152,40 @@ class _Rewriter:
         return model
 
     def _call(self, index: int, call: Call, args: tuple, kwargs: dict) -> Any:
+        self._bits = self._bits_of_call(index)
+        if isinstance(self._spec.activation_bits, Mapping) and not support.hands_on(call.operation):
+            args, kwargs = keras.tree.map_structure(
+                lambda value: self._in_bits(value, call.operation.name), (args, kwargs)
+            )
+        result = self._rounded_call(index, call, args, kwargs)
+        if index in self._ranges or isinstance(call.operation, support.ROUNDED_INSIDE):
+            for tensor in keras.tree.flatten(result):
+                # The tensor is kept, so that no other gets its id.
+                self._bits_of_tensor[id(tensor)] = tensor, self._bits
+        return result
+
+    def _bits_of_call(self, index: int) -> int:
+        """Bits of the results of a call: of its own name, unless its operation is one with that before it."""
+        call = self._trace.calls[index]
+        operation = call.operation
+        if call.sources and not isinstance(operation, support.ROUNDED_INSIDE):
+            source = call.sources[0].call
+            follows = support.hands_on(operation) or isinstance(operation, support.ABSENT + support.AVERAGED)
+            if follows or not self._is_rounded(source):
+                return self._bits_of_call(source)
+        return bits_of(self._spec.activation_bits, operation.name)
+
+    def _is_rounded(self, index: int) -> bool:
+        operation = self._trace.calls[index].operation
+        return index in self._ranges or isinstance(operation, support.ROUNDED_INSIDE)
+
+    def _in_bits(self, value: Any, name: str) -> Any:
+        """What a layer reads, in the bits that it computes with."""
+        if self._bits_of_tensor.get(id(value), (value, self._bits))[1] == self._bits:
+            return value
+        return self._range(f"{name}_{self._bits}_bit_range")(value)
+
+    def _rounded_call(self, index: int, call: Call, args: tuple, kwargs: dict) -> Any:
         operation = call.operation
         if self._is_float(operation):
             result = self._float_call(operation, args, kwargs)
@@ -152,9 +201,17 @@ class _Rewriter:
             result = self._activation(f"{name}_{activation}", operation.activation, activation)(result)
         if isinstance(operation, support.AVERAGED) and not support.averages_all(operation):
             return self._averaged(index, call, result)
-        if not needs_range(self._trace, index, self._is_float):
+        if self._is_rounded_after(index) or not needs_range(self._trace, index, self._is_float):
             return self._hand_on(index, call, result)
         return self._rounded(index, result, support.fixed_range(operation))
+
+    def _is_rounded_after(self, index: int) -> bool:
+        """Whether the file stores the result with the scale of the operation after it, and rounds only to that."""
+        follower = support.only_follower(self._trace, index)
+        # Where layers have bits of their own, those of both may differ.
+        if follower is None or self._is_float(follower) or isinstance(self._spec.activation_bits, Mapping):
+            return False
+        return support.takes_one_scale(follower) and support.fixed_range(self._trace.calls[index].operation) is None
 
     def _rounded(self, index: int, result: Any, fixed: tuple[float, float] | None) -> Any:
         if not any(_is_float_tensor(tensor) for tensor in keras.tree.flatten(result)):
@@ -186,13 +243,21 @@ class _Rewriter:
     def _round_input(self, index: int, tensor: Any) -> Any:
         if not _is_float_tensor(tensor) or not self._feeds_integers(index):
             return tensor
+        self._bits = self._bits_of_call(index)
         self._ranges[index] = self._range(f"{self._trace.calls[index].operation.name}_range")
-        return self._ranges[index](tensor)
+        # The range of the data is known. Learning it would need gradients of the first layer by the data, which cost
+        # more than all other ranges together.
+        self._ranges[index].trainable = False
+        rounded = self._ranges[index](tensor)
+        self._bits_of_tensor[id(rounded)] = rounded, self._bits
+        return rounded
 
     def _range(self, name: str, fixed_range: tuple[float, float] | None = None) -> FakeQuantize:
+        bits = self._bits
         if fixed_range is not None:
-            return FakeQuantize(name=self._free(name), ranges="fixed", initial_range=fixed_range)
-        return FakeQuantize(name=self._free(name), ranges=self._spec.ranges, momentum=self._spec.momentum)
+            initial = fixed_range_of(fixed_range, bits)
+            return FakeQuantize(name=self._free(name), bits=bits, ranges="fixed", initial_range=initial)
+        return FakeQuantize(name=self._free(name), bits=bits, ranges=self._spec.ranges, momentum=self._spec.momentum)
 
     def _integer_call(self, operation: Any, args: tuple, kwargs: dict) -> Any:
         kind = type(operation).__name__
@@ -208,6 +273,11 @@ class _Rewriter:
         return operation(*args, **kwargs)
 
     def _float_call(self, operation: Any, args: tuple, kwargs: dict) -> Any:
+        # So that an export knows it for a purpose.
+        mark = LeftInFloat(name=self._free(f"{operation.name}_in_float"))
+        args, kwargs = keras.tree.map_structure(
+            lambda value: mark(value) if isinstance(value, keras.KerasTensor) else value, (args, kwargs)
+        )
         if not support.is_layer(operation):
             return operation(*args, **kwargs)
         if operation.name not in self._new:
@@ -217,7 +287,11 @@ class _Rewriter:
     def _activation(self, name: str, function: Any, serialized: str) -> keras.layers.Layer:
         if serialized in COMPOSED:
             return QuantizedActivation(
-                function, name=self._free(name), ranges=self._spec.ranges, momentum=self._spec.momentum
+                function,
+                name=self._free(name),
+                activation_bits=self._bits,
+                ranges=self._spec.ranges,
+                momentum=self._spec.momentum,
             )
         return layers.Activation(function, name=self._free(name))
 
@@ -232,8 +306,9 @@ class _Rewriter:
             return layers.GlobalAveragePooling2D(keepdims=True, name=operation.name)
         config = operation.get_config()
         twin = QUANTIZED_LAYERS.get(type(operation), type(operation))
-        if isinstance(operation, layers.BatchNormalization) and operation.name not in self._absorbed:
-            twin = QuantizedBatchNormalization
+        if isinstance(operation, layers.BatchNormalization):
+            is_absorbed = operation.name in self._absorbed
+            twin = FusedBatchNormalization if is_absorbed else QuantizedBatchNormalization
         if isinstance(operation, layers.ReLU) and not support.is_clipping(operation):
             twin = QuantizedReLU
         name = support.activation_name(operation)
@@ -242,11 +317,17 @@ class _Rewriter:
             config = {"name": operation.name, "dtype": config["dtype"], "activation": name}
         values = {
             "weight_bits": self._spec.bits_of(operation.name),
+            "activation_bits": self._bits,
             "ranges": self._spec.ranges,
             "momentum": self._spec.momentum,
             "per_channel": self._precedes_batch_norm(operation),
         }
-        config |= {key: values[key] for key in getattr(twin, "rounding_keys", ())}
+        keys = getattr(twin, "rounding_keys", ())
+        if "one_scale" in keys:
+            values["one_scale"] = any(
+                shares_values(keras.ops.convert_to_numpy(kernel)) for kernel in kernels_of(operation)
+            )
+        config |= {key: values[key] for key in keys}
         if support.unfused_activation(operation) is not None:
             config["activation"] = "linear"
         return twin.from_config(config)
@@ -307,6 +388,8 @@ def refuse_unsupported(traced: Trace, spec: QuantizationSpec) -> None:
     for index, call in enumerate(traced.calls):
         name = call.operation.name
         reason = support.unsupported_reason(traced, index, spec.bits_of(name))
+        if reason is None and bits_of(spec.activation_bits, name) == 16:
+            reason = reason_against_16_bits(call.operation)
         if reason is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in spec.allow_float):
             reasons[name] = reason
     if reasons:
@@ -320,8 +403,8 @@ def refuse_unsupported(traced: Trace, spec: QuantizationSpec) -> None:
 
 def _refuse_idle_patterns(traced: Trace, spec: QuantizationSpec) -> None:
     names = [call.operation.name for call in traced.calls]
-    patterns = [*spec.allow_float, *(spec.weight_bits if isinstance(spec.weight_bits, Mapping) else ())]
-    for pattern in patterns:
+    by_name = [bits for bits in (spec.weight_bits, spec.activation_bits) if isinstance(bits, Mapping)]
+    for pattern in [*spec.allow_float, *(pattern for bits in by_name for pattern in bits)]:
         if not fnmatch.filter(names, pattern):
             raise InvalidArgumentError("pattern of layer names", f"one that fits a layer of {traced.name!r}", pattern)
 
