@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import ModelError
+from tfcompress.export.zero_factors import zero_factors_as_zero_kernels
 
 SIGNATURE = "serving_default"
 _BATCH = 64
@@ -74,6 +75,15 @@ class Endpoint:
         """Whether any layer, however deeply nested, holds the ranges of quantization-aware training."""
         return any(getattr(layer, "is_fake_quantized", False) for layer in self.model._flatten_layers())
 
+    @property
+    def activation_bits(self) -> int | None:
+        """16 where fake quantization gives any numbers between operations more than 8 bits, else 8; None without it."""
+        if not self.is_fake_quantized:
+            return None
+        # A layer of another package that says nothing has the 8 bits of every integer file.
+        rounding = (layer for layer in self.model._flatten_layers() if getattr(layer, "is_fake_quantized", False))
+        return 16 if any(getattr(layer, "bits", 8) > 8 for layer in rounding) else 8
+
     def __call__(self, *flat: tf.Tensor, model: keras.Model | None = None) -> dict[str, tf.Tensor]:
         """Outputs by name, in inference mode, from the inputs in their flat order."""
         outputs = (model or self.model)(keras.tree.pack_sequence_as(self._structure, list(flat)), training=False)
@@ -115,7 +125,7 @@ class Endpoint:
         model = model or self.model
         # A batch of unknown size would leave SHAPE and PACK operations in the file.
         signature = [keras.InputSpec(shape=(1, *spec.shape), dtype=spec.dtype, name=spec.name) for spec in self.inputs]
-        with computing_in_float32(model):
+        with computing_in_float32(model), zero_factors_as_zero_kernels(model):
             archive = keras.export.ExportArchive()
             archive.track(model)
             archive.add_endpoint(SIGNATURE, lambda *flat: self(*flat, model=model), input_signature=signature)

@@ -227,7 +227,11 @@ def agree(expected: np.ndarray, actual: np.ndarray, grid: Grid | None, *, delega
 
 def snr_db(expected: np.ndarray, actual: np.ndarray) -> float:
     """Power of `expected` over the power of the difference, in dB; `MAX_SNR_DB` where there is none."""
-    signal, noise = float(np.sum(expected**2)), float(np.sum((expected - actual) ** 2))
+    return decibels(float(np.sum(expected**2)), float(np.sum((expected - actual) ** 2)))
+
+
+def decibels(signal: float, noise: float) -> float:
+    """The ratio of two powers in dB, between `-MAX_SNR_DB` and `MAX_SNR_DB`, which is without noise."""
     if not np.isfinite(noise):
         return -MAX_SNR_DB
     if noise == 0:
@@ -303,7 +307,7 @@ def _judge(agreement: Agreement, kind: str, *, real: bool, kernels: Agreement) -
     misses = []
     if gate.snr_db is not None:
         # What rounds alike on paper may differ as much as the runtime's kernels differ, and no more.
-        natural_db = max(LEAST_SNR_DB, kernels.snr_db - KERNEL_MARGIN_DB) if kind == "qat" else gate.snr_db
+        natural_db = max(LEAST_SNR_DB, kernels.snr_db - KERNEL_MARGIN_DB) if kind.startswith("qat") else gate.snr_db
         least_db = min(gate.snr_db, natural_db)
         if agreement.snr_db < least_db:
             misses.append(f"SNR {agreement.snr_db:.1f} dB, at least {least_db:.3g} needed")

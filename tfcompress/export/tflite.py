@@ -26,9 +26,11 @@ from tfcompress.export.converter import shared_converter
 from tfcompress.export.endpoint import SIGNATURE, Endpoint
 from tfcompress.export.gate import Comparison, Passed, pass_gate
 from tfcompress.export.int4 import with_int4_kernels
+from tfcompress.export.lowering import integers_of_16_bits
 from tfcompress.export.modes import MODES, file_io
 from tfcompress.export.parity import Parity
-from tfcompress.export.recurrent import Prepared, prepare_recurrent
+from tfcompress.export.prepare import prepare
+from tfcompress.export.recurrent import Prepared
 from tfcompress.export.repair import repair
 from tfcompress.export.samples import collect, spread
 
@@ -89,15 +91,17 @@ def export_tflite(
     audit: bool = True,
     parity_samples: int = PARITY_SAMPLES,
     slim: bool = True,
+    simplify: bool = True,
     sparse: bool = False,
 ) -> ExportResult:
     """Writes a `.tflite` file that is proven to run and to agree with its Keras model.
 
     In modes of integers a model with fake-quant layers (any layer whose attribute `is_fake_quantized` is true, as
-    `quantize_aware` inserts them) brings its own ranges; any other is quantized after training, with the ranges that
-    `calibration` shows. The converter runs in a process of its own. The file is then parsed (no silent float or Flex
-    operation), stripped, run in LiteRT with the default delegate, without, and with the reference kernels, and compared
-    with the model. Recurrent layers are fused or unrolled for integers; `notes` of the result say so.
+    `quantize_aware` inserts them) brings its own ranges, which for mode "int16x8" are those of 16 bits; any other is
+    quantized after training, with the ranges that `calibration` shows. The converter runs in a process of its own. The
+    file is then parsed (no silent float or Flex operation), stripped, run in LiteRT with the default delegate, without,
+    and with the reference kernels, and compared with the model. Recurrent layers are fused or unrolled for integers;
+    `notes` of the result say so.
 
     Args:
         model: A functional or built Sequential model, whose input sizes are known but for the batch.
@@ -121,7 +125,8 @@ def export_tflite(
         parity_samples: Samples to compare with the Keras model, random ones if there is no calibration data; 0 skips
             the comparison, which the result then says.
         slim: Whether to strip names and share equal parts, which changes no output bit.
-
+        simplify: Whether to remove what `tfcompress.simplify` removes first, such as channels that are dead after
+            pruning. The file is compared with the model as it was given.
         sparse: Whether to try a file that leaves out zeros of pruned kernels. It is kept if it passes the gate and is
             smaller; `notes` of the result say what became of it.
 
@@ -148,11 +153,11 @@ def export_tflite(
     endpoint = Endpoint(model)
     labels = _labels(class_names, endpoint)
     kind = kind_of(endpoint, mode, calibration)
-    is_calibrated = MODES[mode].needs_calibration and kind != "qat"
+    is_calibrated = MODES[mode].needs_calibration and not endpoint.is_fake_quantized
     real = None
     if is_calibrated or (calibration is not None and parity_samples and not isinstance(calibration, Dataset)):
         real = collect(calibration, endpoint.inputs, max(CALIBRATION_SAMPLES, parity_samples))
-    prepared = Prepared(model) if kind == "qat" else prepare_recurrent(model, mode)
+    prepared = Prepared(model) if endpoint.is_fake_quantized else prepare(model, mode, simplify=simplify)
     comparison = Comparison(endpoint, kind, calibration, real, parity_samples)
 
     def make(*, sparse: bool) -> Passed:
@@ -177,12 +182,14 @@ def export_tflite(
 def kind_of(endpoint: Endpoint, mode: str, calibration: Any) -> str:
     """Which gate judges; an error where mode, model and data don't go together."""
     if endpoint.is_fake_quantized:
-        if MODES[mode].takes_ranges:
-            return "qat"
+        bits = endpoint.activation_bits
+        if MODES[mode].takes_ranges == bits:
+            return "qat" if bits == 8 else "qat16"
+        fitting = "int8" if bits == 8 else "int16x8"
         raise ModelError(
-            f"Model {endpoint.model.name!r} has fake-quant layers, which would become conversions to integers and back "
-            f"in a file of mode {mode!r}. Export it with mode='int8', or export the model that `quantize_aware` was "
-            "given."
+            f"Model {endpoint.model.name!r} has fake-quant layers of {bits} bits, which would become conversions to "
+            f"integers and back in a file of mode {mode!r}. Export it with mode={fitting!r}, or export the model that "
+            "`quantize_aware` was given."
         )
     if MODES[mode].needs_calibration and calibration is None:
         raise DataError(
@@ -284,6 +291,10 @@ def _convert(
             # The prefix keeps an input called "file" apart from the argument of `savez`.
             arrays: dict[str, Any] = {f"input:{name}": array[chosen] for name, array in samples.items()}
             np.savez(calibration, **arrays)
+        if endpoint.is_fake_quantized and MODES[mode].activations == "int16":
+            # Its own integers of 16 bits are no use: see `lowering.py`.
+            floats = converter.convert(saved_model, signature=SIGNATURE, mode="float32")
+            return integers_of_16_bits(floats, file_io(mode, io))
         return converter.convert(
             saved_model, signature=SIGNATURE, mode=mode, io=file_io(mode, io), calibration=calibration, sparse=sparse
         )

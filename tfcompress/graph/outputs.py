@@ -77,10 +77,7 @@ def ends_in_softmax(model: keras.Model) -> bool:
 def output_step(model: keras.Model) -> float:
     """The distance of two neighbouring values of a model's output: 0 unless it ends in fake quantization."""
     last = model.layers[-1]
-    if not isinstance(last, FakeQuantize):
-        return 0.0
-    low, high = (float(keras.ops.convert_to_numpy(edge)) for edge in (last.minimum, last.maximum))
-    return (high - low) / (2**last.bits - 1)
+    return last.step if isinstance(last, FakeQuantize) else 0.0
 
 
 def are_probabilities(outputs: np.ndarray, step: float = 0.0) -> bool:
