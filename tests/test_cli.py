@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import types
@@ -54,6 +55,9 @@ def test_help_of_a_command_names_its_flags(name, capsys):
         (["inspect", "a.txt"], 1, "No model file at 'a.txt'"),
         (["export", "a.keras", "b.tflite", "--mode", "int3"], 2, "flag --mode=int3"),
         (["evaluate", "a.keras"], 2, "evaluate needs --data NAME"),
+        (["sensitivity", "a.keras", "--out", "b"], 2, "sensitivity needs --data NAME"),
+        (["sensitivity", "a.keras", "--data", "digits"], 2, "sensitivity needs --out DIR"),
+        (["sensitivity", "a.keras", "--max_accuracy_drop", "2"], 2, "flag --max_accuracy_drop=2"),
         (["evaluate", "a.keras", "--data", "digits", "--input_range", "1"], 2, "--input_range must be LOW,HIGH"),
     ],
 )
@@ -178,3 +182,21 @@ def test_slim(digits_file, tmp_path, capsys):
     assert "tensor names" in shown and "reference" in shown
     assert run_command(["slim", str(plain), str(plain)]) == 1
     assert "another file than `path_in`" in capsys.readouterr().err
+
+
+def test_sensitivity(digits_file, tmp_path, capsys):
+    out = tmp_path / "found"
+    command = ["sensitivity", str(digits_file), "--data=digits", "--noprogress", f"--out={out}"]
+    assert run_command(command) == 0
+    assert sorted(path.name for path in out.iterdir()) == [f"sensitivity.{end}" for end in ("json", "png", "txt")]
+    assert (out / "sensitivity.txt").read_text() in capsys.readouterr().out
+    assert run_command([*command, "--max_accuracy_drop=0.01"]) == 0
+    shown = capsys.readouterr().out
+    written = json.loads((out / "sensitivity.json").read_text())
+    mixed = written["mixed"]
+    data = tfc.load_dataset("digits")
+    expected = [tfc.evaluate(path, data, split="validation").accuracy for path in (out / "mixed.tflite", digits_file)]
+    assert [mixed["accuracy"], mixed["float_accuracy"]] == pytest.approx(expected)
+    assert mixed["file_bytes"] == (out / "mixed.tflite").stat().st_size and f"accuracy {expected[0]:.4f} on" in shown
+    assert [row["layer"] for row in written["layers"]] == ["classes", "flat"]
+    assert (out / "sensitivity.png").read_bytes().startswith(b"\x89PNG")

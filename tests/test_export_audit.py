@@ -1,4 +1,5 @@
 import json
+import re
 
 import keras
 import numpy as np
@@ -7,11 +8,16 @@ from ai_edge_litert import schema_py_generated as schema
 from helpers import shared_path
 from keras import layers
 
+import tfcompress as tfc
 from tfcompress.errors import ExportError, InvalidArgumentError, ModelError
 from tfcompress.export import audit_tflite, flatbuffer
 from tfcompress.export.audit import constants
 from tfcompress.export.converter import shared_converter
 from tfcompress.export.endpoint import SIGNATURE, Endpoint
+from tfcompress.graph.trace import replay, trace
+from tfcompress.layers import LeftInFloat
+from tfcompress.techniques.quantize import quantize_aware
+from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +135,73 @@ def test_wrong_arguments_are_refused():
         audit_tflite(b"", io="uint8")
     with pytest.raises(ModelError, match="Not a TFLite model: 3 bytes"):
         audit_tflite(b"abc")
+
+
+def rounded_around(*operations, allow_float):
+    """A quantization-aware model with operations between its layers that stay in float, and samples for it."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 2), name="image")
+    x = inputs
+    for number, operation in enumerate(operations):
+        x = operation(layers.Conv2D(4, 3, padding="same", name=f"conv_{number}")(x))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(layers.Flatten()(x)))
+    samples = np.random.default_rng(0).normal(size=(64, 8, 8, 2)).astype("float32")
+    return quantize_aware(model, samples, allow_float=allow_float), samples
+
+
+def steps(x):
+    return layers.LSTM(8, return_sequences=True, name="steps")(layers.Reshape((8, 32))(x))
+
+
+@pytest.mark.parametrize(
+    "operation, pattern, some",
+    [
+        (layers.GroupNormalization(2, name="group"), "group", {"NEG", "SQUARE", "RSQRT"}),
+        # Operations of `keras.ops` leave no name in the file, and a loop has a graph of its own.
+        (lambda x: keras.ops.std(keras.ops.cos(x), axis=1), "[cs][ot][sd]*", {"COS", "SQRT"}),
+        (steps, "steps", {"WHILE", "TANH", "LOGISTIC"}),
+    ],
+)
+def test_what_was_left_in_float_passes_and_is_named(operation, pattern, some, tmp_path):
+    aware, samples = rounded_around(operation, allow_float=[pattern])
+    aware.save(tmp_path / "aware.keras")
+    loaded = keras.models.load_model(tmp_path / "aware.keras")
+    result = tfc.export_tflite(loaded, tmp_path / "model.tflite", calibration=samples, parity_samples=16)
+    audit = result.audit
+    assert audit.passed and some <= {line.split()[0] for line in audit.left_in_float}
+    assert len(audit.float_ops) == len(audit.left_in_float)
+    assert all(
+        re.search(r" computes in float, since layer '(group|cos|std|steps)", line) for line in audit.left_in_float
+    )
+    # Nobody told the audit: all of it is a finding.
+    plain = audit_tflite(result.path.read_bytes())
+    assert sum("computes in float; remedy" in finding for finding in plain.findings) == len(audit.float_ops)
+    assert audit.to_dict()["left_in_float"] == audit.left_in_float
+
+
+def test_what_was_not_left_in_float_still_fails(tmp_path):
+    names = ("one", "two")
+    operations = [layers.ELU(name="one"), lambda x: layers.Conv2D(2, 1)(layers.ELU(name="two")(x))]
+    aware, samples = rounded_around(*operations, allow_float=names)
+    result = tfc.export_tflite(aware, tmp_path / "model.tflite", calibration=samples, parity_samples=0)
+    assert [line.rpartition("layer ")[2] for line in result.audit.left_in_float] == [
+        "'one' was left in float", "'two' was left in float",
+    ]  # fmt: skip
+
+    def without_mark(index, call, args, kwargs):
+        return args[0] if call.operation.name == "two_in_float" else call.operation(*args, **kwargs)
+
+    with pytest.raises(ExportError, match="ELU .*two_1/Elu' computes in float; remedy") as failed:
+        tfc.export_tflite(replay(trace(aware), without_mark), tmp_path / "other.tflite", calibration=samples)
+    # The operation and the conversions around it; those of the other one are as they should be.
+    assert [cause.split()[0] for cause in failed.value.causes] == ["ELU", "DEQUANTIZE", "QUANTIZE"]
+    assert not (tmp_path / "other.tflite").exists()
+    assert not any(isinstance(layer, LeftInFloat) for layer in remove_fake_quantization(aware).layers)
+
+
+def test_a_border_in_float_is_to_be_asked_for(tmp_path):
+    aware, samples = rounded_around(layers.ReLU(), allow_float=["head"])
+    with pytest.raises(ExportError, match="output 'head' is float32 where int8 was asked for; .*io='float32'"):
+        tfc.export_tflite(aware, tmp_path / "model.tflite", calibration=samples)
+    result = tfc.export_tflite(aware, tmp_path / "model.tflite", calibration=samples, io="float32")
+    assert len(result.audit.left_in_float) == 1 and "'head' was left in float" in result.audit.left_in_float[0]

@@ -12,41 +12,19 @@ import difflib
 import os
 import sys
 import tempfile
-import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import app, flags
 
 import tfcompress as tfc
+from tfcompress.command_help import Command, help_of, overview
 
 if TYPE_CHECKING:
     from tfcompress.data import Dataset
 
-Handler = Callable[[Sequence[str], flags.FlagValues], None]
-
 _HELP = ("--help", "-h", "-help", "--helpfull")
-_WIDTH = 100
 _PIPE_WIDTH = 120
-
-
-@dataclasses.dataclass(frozen=True)
-class Command:
-    """One subcommand.
-
-    Args:
-        arguments: Names of its positional arguments.
-        summary: What it does, in one line.
-        handler: Called with the positional arguments and the flags.
-        flags: Its flags.
-        example: A command line to show.
-    """
-
-    arguments: tuple[str, ...]
-    summary: str
-    handler: Handler
-    flags: flags.FlagValues
-    example: str
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -65,7 +43,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     try:
         if not arguments or arguments[0] in (*_HELP, "help"):
-            print(_overview())
+            print(overview(COMMANDS))
             return 0 if arguments else 2
         if arguments[0] == "--version":
             print(f"tfcompress {tfc.__version__}")
@@ -76,7 +54,7 @@ def run_command(arguments: Sequence[str]) -> int:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise app.UsageError(f"there is no command {name!r}.{hint} One of: {', '.join(COMMANDS)}.")
         if any(argument in _HELP for argument in rest):
-            print(_help(name, COMMANDS[name]))
+            print(help_of(name, COMMANDS[name]))
             return 0
         return _call(name, COMMANDS[name], rest)
     except app.UsageError as error:
@@ -188,6 +166,41 @@ def _slim(arguments: Sequence[str], values: flags.FlagValues) -> None:
     print(f"the same outputs, to the bit, with kernels: {', '.join(result.checked)}")
 
 
+def _simplify(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    if not arguments[1].endswith(".keras"):
+        raise app.UsageError(f"OUT must end in .keras. Received: {arguments[1]}.")
+    input_range = _input_range(values)
+    with _quiet_start():
+        load, simplify = tfc.load, tfc.simplify_with_certificate
+    data = _load_data(values, input_range) if values.data else None
+    simplified, certificate = simplify(load(arguments[0]), data=data)
+    simplified.save(arguments[1])
+    print(certificate)
+    print(f"{arguments[1]}: {os.path.getsize(arguments[1]):,} bytes")
+
+
+def _sensitivity(arguments: Sequence[str], values: flags.FlagValues) -> None:
+    if not values.data:
+        raise app.UsageError("sensitivity needs --data NAME, such as --data digits.")
+    if not values.out:
+        raise app.UsageError("sensitivity needs --out DIR, a folder for the table and the picture.")
+    input_range = _input_range(values)
+    with _quiet_start():
+        from tfcompress.report import write_sensitivity
+
+        load, sensitivity = tfc.load, tfc.sensitivity
+    model, data = load(arguments[0]), _load_data(values, input_range)
+    found = sensitivity(model, data, progress=values.progress)
+    print(found.table())
+    mixed = None
+    if values.max_accuracy_drop is not None:
+        mixed = found.choose(max_accuracy_drop=values.max_accuracy_drop, progress=values.progress)
+        print(f"in float: {', '.join(mixed.float_layers) or 'no layer'}; {len(mixed.content):,} bytes")
+        print(f"accuracy {mixed.accuracy:.4f} on the validation split, {mixed.float_accuracy:.4f} in float")
+    written = write_sensitivity(found, values.out, mixed)
+    print(f"{values.out}: {', '.join(path.name for path in written)}")
+
+
 def _evaluate(arguments: Sequence[str], values: flags.FlagValues) -> None:
     if not values.data:
         raise app.UsageError("evaluate needs --data NAME, such as --data digits.")
@@ -263,43 +276,6 @@ def _quiet_start() -> Iterator[None]:
             os.dup2(original, 2)
 
 
-def _overview() -> str:
-    lines = [
-        "usage: tfcompress COMMAND [ARGUMENTS] [FLAGS]",
-        "",
-        "Takes any Keras model and gives back a smaller, faster one that runs on a phone or a microcontroller.",
-        "",
-        "commands:",
-        *(f"  {name:<10} {command.summary}" for name, command in COMMANDS.items()),
-        "",
-        "`tfcompress COMMAND --help` shows its flags; `tfcompress --version` the version.",
-        "",
-        "examples:",
-        *(f"  {command.example}" for command in COMMANDS.values()),
-    ]
-    return "\n".join(lines)
-
-
-def _help(name: str, command: Command) -> str:
-    usage = " ".join(["usage: tfcompress", name, *command.arguments, *(["[FLAGS]"] if list(command.flags) else [])])
-    lines = [usage, "", command.summary]
-    if list(command.flags):
-        lines += ["", "flags:"]
-    for key in sorted(command.flags):
-        flag = command.flags[key]
-        title = f"--[no]{key}" if flag.boolean else f"--{key}=VALUE"
-        default = "" if flag.boolean or not flag.default else f" Default: {flag.default_as_str}."
-        text = textwrap.fill(f"{_plain_help(flag)}{default}", _WIDTH - 22, break_long_words=False)
-        lines += [f"  {title:<19} " + text.replace("\n", "\n" + " " * 22)]
-    return "\n".join([*lines, "", "example:", f"  {command.example}"])
-
-
-def _plain_help(flag: flags.Flag) -> str:
-    """The help as it was written; absl puts an enum's values before it, and a remark behind that of a list."""
-    text = flag.help.partition(">: ")[2] if flag.help.startswith("<") else flag.help
-    return text.partition(";\n")[0]
-
-
 def _flag_values() -> flags.FlagValues:
     values = flags.FlagValues()
     values.set_gnu_getopt(True)  # flags may stand before, between and after the arguments
@@ -341,6 +317,18 @@ def _export_flags() -> flags.FlagValues:
     return own
 
 
+def _sensitivity_flags() -> flags.FlagValues:
+    own = _data_flags(_flag_values())
+    flags.DEFINE_string("out", None, "Folder for the table, the picture and the file.", flag_values=own)
+    text = (
+        "Writes an int8 file too, with the most sensitive layers in float until its accuracy on the validation split "
+        "is at most this share below that of the float file: 0.002 is 0.2 points."
+    )
+    flags.DEFINE_float("max_accuracy_drop", None, text, lower_bound=0.0, upper_bound=1.0, flag_values=own)
+    flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=own)
+    return own
+
+
 def _evaluate_flags() -> flags.FlagValues:
     own = _data_flags(_flag_values())
     splits = ["train", "validation", "test"]
@@ -378,6 +366,20 @@ COMMANDS = {
         _slim,
         _flag_values(),
         "tfcompress slim model.tflite smaller.tflite",
+    ),
+    "simplify": Command(
+        ("MODEL", "OUT.keras"),
+        "Makes a Keras model file smaller without changing what it computes, and proves it.",
+        _simplify,
+        _data_flags(_flag_values()),
+        "tfcompress simplify model.keras simpler.keras",
+    ),
+    "sensitivity": Command(
+        ("MODEL",),
+        "Measures what each layer of a Keras model file loses by int8; keeps the worst in float on demand.",
+        _sensitivity,
+        _sensitivity_flags(),
+        "tfcompress sensitivity model.keras --data digits --out sensitivity --max_accuracy_drop 0.002",
     ),
     "evaluate": Command(
         ("MODEL",),

@@ -3,8 +3,9 @@
 The converter leaves operations in float without a word, also when it is told not to. So the file is parsed.
 
 Invariant: a file that passes in a mode of integers has no operation that reads or writes a float tensor, but for the
-conversion at its inputs and outputs where float32 ones were asked for. What each mode demands is in `modes.py`. Left
-out: whether the numbers are right; see `parity.py`.
+conversion at its inputs and outputs where float32 ones were asked for, and for operations of layers that were left in
+float on purpose, each of which is named. What each mode demands is in `modes.py`. Left out: whether the numbers are
+right, see `parity.py`; and which operations are those of a layer, see `float_layers.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from tfcompress.export.modes import IO_TYPES, MODES, file_io
 from tfcompress.export.repair import lstm_mismatches
 
 FLOAT_TYPES = frozenset({"float32", "float16", "bfloat16", "float64"})
+_CONVERSIONS = ("QUANTIZE", "DEQUANTIZE")
 
 # Which input of an operation is its kernel. The bias is the one after it.
 KERNEL_INPUT = {"CONV_2D": 1, "DEPTHWISE_CONV_2D": 1, "FULLY_CONNECTED": 1, "TRANSPOSE_CONV": 1, "CONV_3D": 1}
@@ -86,6 +88,7 @@ class Audit:
         quantize_ops: All QUANTIZE and DEQUANTIZE operations, in words, expected ones too.
         findings: Why the file does not pass.
         weights: Every constant tensor.
+        left_in_float: Operations that compute in float on purpose, in words, with the layer that was left in float.
     """
 
     mode: str
@@ -95,6 +98,7 @@ class Audit:
     quantize_ops: tuple[str, ...]
     findings: tuple[str, ...]
     weights: tuple[Constant, ...]
+    left_in_float: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -111,7 +115,9 @@ class Audit:
             raise ExportError(f"{path} is not what mode {self.mode!r} promises.", self.findings)
 
 
-def audit_tflite(content: bytes, *, mode: str = "int8", io: str | None = None) -> Audit:
+def audit_tflite(
+    content: bytes, *, mode: str = "int8", io: str | None = None, in_float: Mapping[int, str] | None = None
+) -> Audit:
     """Parses a `.tflite` file and checks that it computes as its mode promises.
 
     Args:
@@ -120,6 +126,8 @@ def audit_tflite(content: bytes, *, mode: str = "int8", io: str | None = None) -
             quantized. "float16", "dynamic": floats between operations, and weights of the mode's type. The others:
             integers throughout.
         io: Type that the inputs and outputs of a file of integers shall have; by default the mode's own.
+        in_float: Operations that may compute in float all the same, by their place in the main graph, each with the
+            Keras layer that was left in float; `float_operations` finds them.
 
     Returns:
         The audit. A file that does not pass is no error here; see `Audit.raise_if_failed`.
@@ -141,25 +149,28 @@ def audit_tflite(content: bytes, *, mode: str = "int8", io: str | None = None) -
     # Conversions between int8 and float only surround the cause, so they are named last.
     findings: list[str] = []
     conversions: list[str] = []
-    for step in _steps(model):
+    on_purpose: list[str] = []
+    for step in _steps(model, in_float or {}):
         ops[step.name] += 1
         if step.is_custom:
             flex_ops.append(str(step))
             findings.append(f"{step} is no operation of the LiteRT runtime; remedy: {_remedy(step.name)}")
-        if step.name in ("QUANTIZE", "DEQUANTIZE"):
+        if step.name in _CONVERSIONS:
             quantize_ops.append(str(step))
-            if not step.is_expected_conversion(mode, io):
+            if not (step.is_expected_conversion(mode, io) or step.left_in_float):
                 conversions.append(f"{step} is unexpected in mode '{mode}'; remedy: have both of its sides in one type")
         elif step.touches_float:
             float_ops.append(str(step))
-            if MODES[mode].is_integer and not step.is_custom:
+            if MODES[mode].is_integer and step.left_in_float:
+                on_purpose.append(f"{step} computes in float, since layer '{step.left_in_float}' was left in float")
+            elif MODES[mode].is_integer and not step.is_custom:
                 findings.append(f"{step} computes in float; remedy: {_remedy(step.name)}")
     weights = tuple(constants(model))
     findings += [*_border_findings(model, mode, io), *conversions, *_weight_findings(weights, mode)]
     for name in lstm_mismatches(model):
         findings.append(f"{_LSTM_FINDING} makes '{name}'; remedy: report it, and leave out the layer that merges it")
     return Audit(mode, dict(sorted(ops.items())), tuple(float_ops), tuple(flex_ops), tuple(quantize_ops),
-                 tuple(findings), weights)  # fmt: skip
+                 tuple(findings), weights, tuple(on_purpose))  # fmt: skip
 
 
 def constants(model: schema.ModelT) -> list[Constant]:
@@ -185,22 +196,37 @@ def constants(model: schema.ModelT) -> list[Constant]:
     return found
 
 
-def _steps(model: schema.ModelT) -> Iterator[_Step]:
-    for graph in model.subgraphs:
-        for operator in _vector(graph.operators):
-            yield _Step(model, graph, operator)
+def _steps(model: schema.ModelT, in_float: Mapping[int, str]) -> Iterator[_Step]:
+    """Every operation of the file; the body of a loop is left in float with its loop."""
+    whole: dict[int, str] = {}
+    for at, graph in enumerate(model.subgraphs):
+        operators = _vector(graph.operators)
+        layers = in_float if at == 0 else dict.fromkeys(range(len(operators)), whole[at]) if at in whole else {}
+        steps = [_Step(model, graph, operator, layers.get(place)) for place, operator in enumerate(operators)]
+        for step in steps:
+            if step.name in _CONVERSIONS:
+                step.left_in_float = step.beside_float(steps)
+            elif step.left_in_float is not None:
+                whole |= dict.fromkeys(step.subgraphs, step.left_in_float)
+        yield from steps
 
 
 class _Step:
     """One operation with its tensors at hand; in words it names its first output, or its place where names are gone."""
 
-    def __init__(self, model: schema.ModelT, graph: schema.SubGraphT, operator: schema.OperatorT):
+    def __init__(
+        self, model: schema.ModelT, graph: schema.SubGraphT, operator: schema.OperatorT, left_in_float: str | None
+    ):
+        self.left_in_float = left_in_float
         code = model.operatorCodes[operator.opcodeIndex]
         self.name = flatbuffer.op_name(code)
         self.is_custom = flatbuffer.is_custom(code)
         self._graph, self._buffers = graph, model.buffers
         self._inputs = [int(index) for index in _vector(operator.inputs) if index >= 0]
         self._outputs = [int(index) for index in _vector(operator.outputs) if index >= 0]
+        options = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
+        # Loops and branches name the graphs that they run.
+        self.subgraphs = [int(value) for key, value in options.items() if key.lower().endswith("subgraphindex")]
 
     def _types(self, indices: list[int]) -> list[str]:
         return [flatbuffer.type_name(self._graph.tensors[index].type) for index in indices]
@@ -208,6 +234,15 @@ class _Step:
     def _is_constant(self, index: int) -> bool:
         data = self._buffers[self._graph.tensors[index].buffer].data
         return data is not None and len(data) > 0
+
+    def beside_float(self, steps: Sequence[_Step]) -> str | None:
+        """The layer that a conversion leads to or from, where all of these operations were left in float."""
+        if self.name == "DEQUANTIZE":
+            others = [step for step in steps if set(step._inputs) & set(self._outputs)]
+        else:
+            others = [step for step in steps if set(step._outputs) & set(self._inputs)]
+        layers = [None if step.name in _CONVERSIONS else step.left_in_float for step in others]
+        return layers[0] if layers and None not in layers else None
 
     @property
     def touches_float(self) -> bool:

@@ -20,19 +20,18 @@ import keras
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from tfcompress.data import Dataset
 from tfcompress.errors import ExportError, InvalidArgumentError
 from tfcompress.export import flatbuffer
 from tfcompress.export.converter import shared_converter
 from tfcompress.export.endpoint import Endpoint, computing_in_float32
 from tfcompress.export.layer_names import Result, layer_results, rounded
 from tfcompress.export.modes import MODES
-from tfcompress.export.parity import MAX_SNR_DB
+from tfcompress.export.parity import MAX_SNR_DB, decibels
 from tfcompress.export.recurrent import Prepared, prepare_recurrent
-from tfcompress.export.samples import collect, spread
+from tfcompress.export.samples import for_ranges_and_figures
 from tfcompress.export.tflite import CALIBRATION_SAMPLES, converted, kind_of
 from tfcompress.graph.trace import Ref, Trace, trace
-from tfcompress.layers import FakeQuantize
+from tfcompress.layers import FakeQuantize, LeftInFloat
 from tfcompress.measure.tflite_runner import dequantize, quantize
 
 if TYPE_CHECKING:
@@ -160,23 +159,16 @@ def layer_drift(model: keras.Model, calibration: Any, *, mode: str = "int8", sam
     """
     if mode not in MODES:
         raise InvalidArgumentError("mode", f"one of {', '.join(MODES)}", mode)
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise InvalidArgumentError("samples", "a whole number, at least 1", samples)
     endpoint = Endpoint(model)
-    kind = kind_of(endpoint, mode, calibration)
-    real = collect(calibration, endpoint.inputs, max(CALIBRATION_SAMPLES, samples))
-    compared = real
-    if isinstance(calibration, Dataset):
-        compared = collect(calibration, endpoint.inputs, samples, split="validation")
-    chosen = spread(len(next(iter(compared.values()))), samples)
-    inputs = {name: array[chosen] for name, array in compared.items()}
-    prepared = Prepared(model) if kind == "qat" else prepare_recurrent(model, mode)
-    ranges = real if MODES[mode].needs_calibration and kind != "qat" else None
+    kind_of(endpoint, mode, calibration)
+    real, inputs = for_ranges_and_figures(calibration, endpoint.inputs, CALIBRATION_SAMPLES, samples)
+    prepared = Prepared(model) if endpoint.is_fake_quantized else prepare_recurrent(model, mode)
+    ranges = real if MODES[mode].needs_calibration and not endpoint.is_fake_quantized else None
     rows = _compare(converted(endpoint, prepared, mode, samples=ranges), endpoint, inputs)
-    if kind != "qat" and mode != "float32":
+    if not endpoint.is_fake_quantized and mode != "float32":
         exact = _compare(converted(endpoint, prepared, "float32"), endpoint, inputs)
         rows = [_confirmed(row, other) for row, other in zip(rows, exact, strict=True)]
-    return Drift(mode, len(chosen), tuple(rows))
+    return Drift(mode, len(next(iter(inputs.values()))), tuple(rows))
 
 
 def _confirmed(row: LayerDrift, exact: LayerDrift) -> LayerDrift:
@@ -216,7 +208,7 @@ def _compare(content: bytes, endpoint: Endpoint, inputs: Mapping[str, np.ndarray
 def _matches(file: Any, traced: Trace, output_names: tuple[str, ...]) -> dict[str, Result | LayerDrift]:
     """The result that holds each layer's output, or the row that says why there is none."""
     results = layer_results(file, traced, output_names)
-    no_rows = (keras.layers.InputLayer, FakeQuantize)
+    no_rows = (keras.layers.InputLayer, FakeQuantize, LeftInFloat)
     calls = [call.operation for call in traced.calls if not isinstance(call.operation, no_rows)]
     uses = Counter(operation.name for operation in calls)
     found: dict[str, Result | LayerDrift] = {}
@@ -307,14 +299,6 @@ class _Noise:
     def ratios(self) -> tuple[float, float]:
         """Signal over noise in dB: of all values, and of the median channel of those that are not zero throughout."""
         signal, noise = np.atleast_1d(self._signal), np.atleast_1d(self._noise)
-        channels = [_db(one, other) for one, other in zip(signal, noise, strict=True) if one > 0]
-        whole = _db(signal.sum(), noise.sum())
+        channels = [decibels(one, other) for one, other in zip(signal, noise, strict=True) if one > 0]
+        whole = decibels(signal.sum(), noise.sum())
         return whole, float(np.median(channels)) if channels else whole
-
-
-def _db(signal: float, noise: float) -> float:
-    if not np.isfinite(noise) or (signal == 0 and noise > 0):
-        return -MAX_SNR_DB
-    if noise == 0:
-        return MAX_SNR_DB
-    return float(np.clip(10 * np.log10(signal / noise), -MAX_SNR_DB, MAX_SNR_DB))

@@ -133,8 +133,12 @@ def index_limits(model: schema.ModelT) -> dict[str, int]:
     for operator in graph.operators if graph.operators is not None else ():
         name = op_name(model.operatorCodes[operator.opcodeIndex])
         inputs = [int(index) for index in operator.inputs]
-        if name in ("CAST", "RESHAPE", "EXPAND_DIMS", "SQUEEZE") and inputs[0] in origins:
-            origins[int(operator.outputs[0])] = origins[inputs[0]]
+        # Keras counts a negative index from the end, and so selects between it and another number.
+        handed_on = {"CAST": inputs[:1], "RESHAPE": inputs[:1], "EXPAND_DIMS": inputs[:1], "SQUEEZE": inputs[:1],
+                     "SELECT": inputs[1:], "SELECT_V2": inputs[1:]}.get(name, [])  # fmt: skip
+        for index in handed_on:
+            if index in origins:
+                origins[int(operator.outputs[0])] = origins[index]
         if name in ("GATHER", "EMBEDDING_LOOKUP"):
             table, indices = (inputs[0], inputs[1]) if name == "GATHER" else (inputs[1], inputs[0])
             if indices in origins and table not in origins:

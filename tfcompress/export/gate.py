@@ -9,18 +9,22 @@ in `modes.py`.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from tfcompress.data import Dataset
 from tfcompress.errors import ExportError
+from tfcompress.export import flatbuffer
 from tfcompress.export.audit import Audit, audit_tflite
 from tfcompress.export.converter import shared_converter
 from tfcompress.export.endpoint import Endpoint
+from tfcompress.export.float_layers import float_operations, left_in_float
 from tfcompress.export.parity import DELEGATES, REFERENCE, Parity, compare_with_keras, random_inputs
 from tfcompress.export.samples import collect, spread
 from tfcompress.export.slim import slim_bytes
+from tfcompress.graph.trace import trace
 from tfcompress.measure.tflite_runner import DELEGATES as RESOLVERS
 
 
@@ -76,7 +80,15 @@ class Comparison:
 
 
 def pass_gate(
-    content: bytes, comparison: Comparison, *, name: str, mode: str, io: str | None, audit: bool, slim: bool
+    content: bytes,
+    comparison: Comparison,
+    *,
+    name: str,
+    mode: str,
+    io: str | None,
+    audit: bool,
+    slim: bool,
+    float_layers: Collection[str] = (),
 ) -> Passed:
     """Checks a file.
 
@@ -88,6 +100,8 @@ def pass_gate(
         io: Type that inputs and outputs shall have; None for the mode's own.
         audit: Whether findings of the audit are an error.
         slim: Whether to strip it first.
+        float_layers: Names of Keras layers that may compute in float in a mode of integers, besides those that
+            quantization-aware training left there.
 
     Returns:
         The file, stripped if asked for, and what was found out about it.
@@ -95,18 +109,30 @@ def pass_gate(
     Raises:
         ExportError: If it does not pass; the causes are all that was found at the first check that failed.
     """
-    found = audit_tflite(content, mode=mode, io=io)
+    in_float = _in_float(content, comparison.endpoint, float_layers)
+    found = audit_tflite(content, mode=mode, io=io, in_float=in_float)
     if audit:
         found.raise_if_failed(name)
     if slim:
         content = slim_bytes(content)
         if audit:
             # The names of the first audit say more; the second one is of the file that ships.
-            audit_tflite(content, mode=mode, io=io).raise_if_failed(name)
+            audit_tflite(content, mode=mode, io=io, in_float=in_float).raise_if_failed(name)
     missing = _run_once(content, with_reference=comparison.count > 0)
     parity = comparison.run(content, missing)
     parity.raise_if_failed(name)
     return Passed(content, found, parity)
+
+
+def _in_float(content: bytes, endpoint: Endpoint, float_layers: Collection[str]) -> dict[int, str]:
+    """The operations that may compute in float, by their place, which slimming does not change."""
+    if not float_layers and not endpoint.is_fake_quantized:
+        return {}
+    traced = trace(endpoint.model, allow_equal_names=True)
+    layers = {*float_layers, *left_in_float(traced)}
+    if not layers:
+        return {}
+    return float_operations(flatbuffer.parse(content), traced, endpoint.output_names, layers)
 
 
 def _run_once(content: bytes, *, with_reference: bool) -> dict[str, str]:

@@ -10,6 +10,7 @@ which are those that it fuses into a recurrent operation.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -28,16 +29,22 @@ class Result:
     """The first result of an operation of a file.
 
     Args:
+        operation: The place of the operation in the main graph.
         index: Index of the tensor.
         name: Its name.
         layers: The Keras layers that the operation was fused of, in the order in which they run.
         is_foreign: Whether something that is in no layer is fused in too, such as a product of two tensors.
+        owner: The one of `layers` with most weights; None where there are none.
+        ranges: The fake quantization that was fused in, in the order in which it runs.
     """
 
+    operation: int
     index: int
     name: str
     layers: tuple[str, ...]
     is_foreign: bool
+    owner: str | None
+    ranges: tuple[str, ...]
 
 
 def layer_results(model: schema.ModelT, traced: Trace, output_names: Sequence[str]) -> list[Result]:
@@ -48,26 +55,59 @@ def layer_results(model: schema.ModelT, traced: Trace, output_names: Sequence[st
         traced: The calls of the model it was made of.
         output_names: The names that the file gives to the outputs of the model, in the model's order.
     """
-    outputs = [_before_rounding(traced, ref.call).operation.name for ref in keras.tree.flatten(traced.outputs)]
+    outputs = [before_rounding(traced, ref.call).operation.name for ref in keras.tree.flatten(traced.outputs)]
     by_name = dict(zip(output_names, outputs, strict=True))
     # An output has a name that says nothing; it belongs to the layer of that output.
     at_output = {index: by_name[name] for index, name in flatbuffer.output_names(model).items()}
     order = {call.operation.name: at for at, call in enumerate(traced.calls)}
     ranges = {call.operation.name for call in traced.calls if isinstance(call.operation, FakeQuantize)}
+    weights = _weights(traced)
     graph = model.subgraphs[0]
-    indices = [int(operator.outputs[0]) for operator in graph.operators or () if len(operator.outputs)]
+    operators = enumerate(flatbuffer.listed(graph.operators))
+    indices = {int(operator.outputs[0]): place for place, operator in operators if len(operator.outputs)}
     names = {index: flatbuffer.tensor_name(graph.tensors[index]) for index in indices}
     paths = {index: [_scopes(part) for part in name.split(";") if "/" in part] for index, name in names.items()}
     layer_of = layers_of_scopes([scope for some in paths.values() for path in some for scope in path], order)
     found = []
-    for index in indices:
+    for index, place in indices.items():
         # The outermost scope: a layer may hold others, which are called as they like.
         own = [next((layer_of[scope] for scope in path if scope in layer_of), None) for path in paths[index]]
-        layers = {layer for layer in own if layer is not None and layer not in ranges}
+        named = sorted({layer for layer in own if layer is not None}, key=order.__getitem__)
+        layers = {layer for layer in named if layer not in ranges}
         if index in at_output:
             layers.add(at_output[index])
-        found.append(Result(index, names[index], tuple(sorted(layers, key=order.__getitem__)), None in own))
+        ordered = tuple(sorted(layers, key=order.__getitem__))
+        owner = max(ordered, key=weights.__getitem__, default=None)
+        fused = tuple(layer for layer in named if layer in ranges)
+        found.append(Result(place, index, names[index], ordered, None in own, owner, fused))
     return found
+
+
+def nodes_by_layer(content: bytes, traced: Trace, output_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The operations of a float file by the Keras layer they come from, in the order of the file.
+
+    An operation that several layers were fused into belongs to the one with most weights. One without a name of its own
+    gives an output, and belongs to the layer of that output. What belongs to no layer is left out: it moves numbers
+    about for the operation before it.
+
+    Args:
+        content: The file, with its names.
+        traced: The calls of the model it was made of.
+        output_names: The names that the file gives to the outputs of the model, in the model's order.
+    """
+    found: dict[str, list[str]] = {}
+    for result in layer_results(flatbuffer.parse(content), traced, output_names):
+        if result.owner is not None:
+            found.setdefault(result.owner, []).append(result.name)
+    return {layer: tuple(nodes) for layer, nodes in found.items()}
+
+
+def _weights(traced: Trace) -> dict[str, int]:
+    """Number of weights of each layer and operation, by its name."""
+    return {
+        call.operation.name: sum(math.prod(weight.shape) for weight in getattr(call.operation, "weights", ()))
+        for call in traced.calls
+    }
 
 
 def rounded(traced: Trace, index: int) -> int:
@@ -79,7 +119,8 @@ def rounded(traced: Trace, index: int) -> int:
     return index
 
 
-def _before_rounding(traced: Trace, index: int) -> Call:
+def before_rounding(traced: Trace, index: int) -> Call:
+    """The call whose result call `index` is: the one before its fake quantization, or the call itself."""
     call = traced.calls[index]
     while isinstance(call.operation, FakeQuantize):
         call = traced.calls[call.sources[0].call]

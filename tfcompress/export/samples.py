@@ -53,6 +53,33 @@ def collect(source: Any, specs: Sequence[InputSpec], limit: int, *, split: str =
     return {name: _checked(np.concatenate(arrays), name) for name, arrays in parts.items()}
 
 
+def for_ranges_and_figures(
+    source: Any, specs: Sequence[InputSpec], ranges: int, figures: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Samples that show the ranges of a model, and samples that a file of it is measured with.
+
+    Args:
+        source: As `collect` takes it. A `Dataset` gives its training split for the ranges and its validation split for
+            the figures; anything else gives evenly spread ones of the same samples.
+        specs: The inputs of the model.
+        ranges: Number of samples for the ranges at most.
+        figures: Number of samples for the figures at most.
+
+    Returns:
+        Both by input name.
+
+    Raises:
+        InvalidArgumentError: If `figures` is no number of samples.
+        DataError: As `collect`.
+    """
+    if isinstance(figures, bool) or not isinstance(figures, int) or figures < 1:
+        raise InvalidArgumentError("samples", "a whole number, at least 1", figures)
+    real = collect(source, specs, max(ranges, figures))
+    measured = collect(source, specs, figures, split="validation") if isinstance(source, Dataset) else real
+    chosen = spread(len(next(iter(measured.values()))), figures)
+    return real, {name: array[chosen] for name, array in measured.items()}
+
+
 def spread(size: int, count: int) -> np.ndarray:
     """Up to `count` indices, evenly spread over `range(size)`."""
     return np.linspace(0, size - 1, min(count, size)).round().astype(int)

@@ -4,16 +4,14 @@ The model is converted and calibrated once. Then, for each layer, the converter 
 others in float, which takes hundredths of a second, and LiteRT runs the file.
 
 Invariant: every figure is of a file that ran, against the float file of the same conversion; layers have the names they
-have in Keras. Left out: a picture (`tfcompress.report.plots.layer_sensitivity`); layers in 16x8 beside others in int8,
-which the converter has for whole files only (mode "int16x8"); and models with fake quantization, whose ranges are
-theirs.
+have in Keras. Left out: a picture (`tfcompress.report.plots.layer_sensitivity`); how files are made and proven, and why
+no layer is in 16x8 (`mixed_precision.py`); and models with fake quantization, whose ranges are theirs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,22 +19,23 @@ from typing import Any
 
 import keras
 import numpy as np
+from rich.progress import track
 
-from tfcompress import files
 from tfcompress.data import Dataset
 from tfcompress.errors import ExportError, InvalidArgumentError, ModelError
 from tfcompress.export import flatbuffer
 from tfcompress.export.converter import shared_converter
 from tfcompress.export.endpoint import SIGNATURE, Endpoint
-from tfcompress.export.layer_names import layer_results
-from tfcompress.export.samples import collect, spread
+from tfcompress.export.gate import Comparison
+from tfcompress.export.layer_names import nodes_by_layer
+from tfcompress.export.mixed_precision import CalibratedFile, Measured, MixedPrecision
+from tfcompress.export.samples import for_ranges_and_figures, spread
+from tfcompress.export.tflite import CALIBRATION_SAMPLES, PARITY_SAMPLES
 from tfcompress.graph.trace import Trace, trace
-from tfcompress.measure.tflite_runner import TFLiteRunner
 
-CALIBRATION_SAMPLES = 500
 SAMPLES = 256
-# What stands for "no difference at all".
-MAX_SNR_DB = 200.0
+# A drop of exactly the budget meets it, however the shares are rounded.
+_ROUNDING = 1e-9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,36 +45,16 @@ class LayerSensitivity:
     Args:
         layer: Its name in Keras.
         snr_db: Signal-to-noise ratio of the outputs in dB with this layer alone in int8.
+        top1: Share of samples with the same largest class as in float; None where the output has no classes.
         weight_bytes: Bytes of its kernel and bias in float.
         nodes: Its operations in the file.
     """
 
     layer: str
     snr_db: float
+    top1: float | None
     weight_bytes: int
     nodes: tuple[str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class MixedPrecision:
-    """An int8 file with some layers in float.
-
-    Args:
-        float_layers: Names of the layers in float, the most sensitive first.
-        snr_db: Signal-to-noise ratio of its outputs, in dB.
-        top1: Share of samples with the same largest class as the float file; None where the output has no classes.
-        content: The file, with float32 inputs and outputs.
-    """
-
-    float_layers: tuple[str, ...]
-    snr_db: float
-    top1: float | None
-    content: bytes = dataclasses.field(repr=False)
-
-    def save(self, path: str | os.PathLike) -> Path:
-        """Writes the file."""
-        files.write_bytes(Path(path), self.content)
-        return Path(path)
 
 
 class Sensitivity:
@@ -83,110 +62,149 @@ class Sensitivity:
 
     Args:
         calibrated: The float file with the ranges that calibration showed.
-        nodes: The operations of each Keras layer, by its name.
         weight_bytes: Bytes of each layer's weights in float, by its name.
-        inputs: Samples `(samples, ...)`, in the order of the file's inputs.
+        labelled: A `Dataset` with labels, where there is one.
+        progress: Whether to show a bar.
 
     Attributes:
         layers: One `LayerSensitivity` for each layer with operations in the file, the most sensitive first.
-        int8: The file with every layer in int8.
+        int8: The file with every layer in int8, measured.
+        in_float_anyway: Layers that the converter does not take to int8 throughout, although it is told to. Every other
+            file here has them in float, as a whole.
     """
 
     def __init__(
         self,
-        calibrated: bytes,
-        nodes: Mapping[str, tuple[str, ...]],
+        calibrated: CalibratedFile,
         weight_bytes: Mapping[str, int],
-        inputs: Sequence[np.ndarray],
+        labelled: Dataset | None = None,
+        *,
+        progress: bool = False,
     ):
         self._calibrated = calibrated
-        self._inputs = list(inputs)
-        self._float_outputs = _predict(calibrated, self._inputs)
-        self._nodes = dict(nodes)
-        everything = [node for names in nodes.values() for node in names]
+        self._labelled = labelled
         found = []
-        for layer, own in nodes.items():
-            content = self._requantize([node for node in everything if node not in own])
-            snr = _snr_db(self._float_outputs, _predict(content, self._inputs))
-            found.append(LayerSensitivity(layer, snr, weight_bytes[layer], own))
+        nodes = calibrated.nodes
+        for layer in track(nodes, "each layer alone", disable=not progress):
+            alone = calibrated.with_int8(layer)
+            found.append(LayerSensitivity(layer, alone.snr_db, alone.top1, weight_bytes[layer], nodes[layer]))
         self.layers = tuple(sorted(found, key=lambda layer: layer.snr_db))
-        self.int8 = self.with_float(())
+        self.int8 = calibrated.with_float(())
+        self.in_float_anyway = calibrated.in_float_anyway(self.int8)
 
     def with_float(self, layers: Sequence[str]) -> MixedPrecision:
-        """The int8 file with some layers in float, measured.
+        """The int8 file with some layers in float.
 
         Args:
-            layers: Names of Keras layers.
+            layers: Names of Keras layers, besides those of `in_float_anyway`.
 
         Raises:
             InvalidArgumentError: If a layer has no operation in the file.
+            ExportError: If the file does not pass the gate.
         """
-        unknown = [layer for layer in layers if layer not in self._nodes]
+        unknown = [layer for layer in layers if layer not in self._calibrated.nodes]
         if unknown:
-            raise InvalidArgumentError("layers", f"names among {sorted(self._nodes)}", unknown)
-        content = self._requantize([node for layer in layers for node in self._nodes[layer]])
-        outputs = _predict(content, self._inputs)
-        return MixedPrecision(
-            tuple(layers), _snr_db(self._float_outputs, outputs), _top1(self._float_outputs, outputs), content
-        )
+            raise InvalidArgumentError("layers", f"names among {sorted(self._calibrated.nodes)}", unknown)
+        return self._calibrated.proven(self._measured(layers))
 
-    def choose(self, *, min_snr_db: float | None = None, max_top1_drop: float | None = None) -> MixedPrecision:
+    def choose(
+        self,
+        *,
+        min_snr_db: float | None = None,
+        max_top1_drop: float | None = None,
+        max_accuracy_drop: float | None = None,
+        labelled: tuple[Any, Any] | Dataset | None = None,
+        progress: bool = False,
+    ) -> MixedPrecision:
         """Keeps layers in float, the most sensitive first, until the file is within a budget.
+
+        Layers of `in_float_anyway` are in float from the start.
 
         Args:
             min_snr_db: The least signal-to-noise ratio of the outputs, in dB.
             max_top1_drop: The largest share of samples whose top class may be another than the float file's, in [0, 1].
                 No labels are needed; accuracy drops by less, since not every change is a mistake.
+            max_accuracy_drop: How much lower the accuracy may be than the float file's, in [0, 1]: 0.001 is 0.1 points.
+            labelled: What accuracy is measured on: `(x, y)` with whole-number labels `y` of shape `(samples,)`, or a
+                `Dataset`, whose validation split is taken; by default the `Dataset` that calibration came from.
+            progress: Whether to show a bar.
 
         Returns:
-            The first file within the budget; the one with every layer in int8 if that is.
+            The first file within the budget, be it the one with every layer in int8. It passed the gate.
 
         Raises:
-            InvalidArgumentError: If there is not exactly one budget, or it is out of its range.
-            ExportError: If no file meets the budget.
+            InvalidArgumentError: If there is not exactly one budget, it is out of its range, or labels are missing.
+            ExportError: If no file meets the budget, or the first that does fails the gate.
         """
-        if (min_snr_db is None) == (max_top1_drop is None):
-            both = {"min_snr_db": min_snr_db, "max_top1_drop": max_top1_drop}
-            raise InvalidArgumentError("choose", "given one of `min_snr_db` and `max_top1_drop`", both)
-        if max_top1_drop is not None and not 0 <= max_top1_drop <= 1:
-            raise InvalidArgumentError("max_top1_drop", "a share in [0, 1]", max_top1_drop)
-        if max_top1_drop is not None and self.int8.top1 is None:
-            raise InvalidArgumentError(
-                "max_top1_drop", "left out where the output is no (batch, classes)", max_top1_drop
-            )
-        order = [layer.layer for layer in self.layers]
-        for count in range(len(order) + 1):
-            mixed = self.int8 if count == 0 else self.with_float(order[:count])
-            meets_snr = min_snr_db is not None and mixed.snr_db >= min_snr_db
-            meets_top1 = max_top1_drop is not None and mixed.top1 is not None and 1 - mixed.top1 <= max_top1_drop
-            if meets_snr or meets_top1:
-                return mixed
+        budgets = {"min_snr_db": min_snr_db, "max_top1_drop": max_top1_drop, "max_accuracy_drop": max_accuracy_drop}
+        _check_budgets(budgets, self.int8)
+        float_accuracy = None
+        if max_accuracy_drop is not None:
+            labelled = self._labelled if labelled is None else labelled
+            if labelled is None:
+                allowed = "`(x, y)` or a Dataset with labels, since `max_accuracy_drop` needs them"
+                raise InvalidArgumentError("labelled", allowed, labelled)
+            float_accuracy = self._calibrated.accuracy(labelled)
+        order = [layer.layer for layer in self.layers if layer.layer not in self.in_float_anyway]
+        for count in track(range(len(order) + 1), "layers in float", disable=not progress, transient=True):
+            measured = self._measured(order[:count])
+            accuracy = drop = None
+            if float_accuracy is not None:
+                accuracy = self._calibrated.accuracy(labelled, measured)
+                drop = float_accuracy - accuracy
+            if _meets(budgets, measured, drop):
+                return self._calibrated.proven(measured, accuracy=accuracy, float_accuracy=float_accuracy)
         raise ExportError(
-            f"No file meets the budget, even with every layer in float: {mixed.snr_db:.1f} dB.",
-            ["remedy: lower `min_snr_db`; a file without quantization is mode='float32'"],
+            f"No file meets the budget, even with every layer in float: {measured.snr_db:.1f} dB.",
+            ["remedy: a wider budget; a file without quantization is mode='float32'"],
         )
+
+    def _measured(self, layers: Sequence[str]) -> Measured:
+        layers = tuple(dict.fromkeys((*self.in_float_anyway, *layers)))
+        return self._calibrated.with_float(layers) if layers else self.int8
 
     def rows(self) -> list[dict[str, Any]]:
         """The table, the most sensitive layer first, as mappings that JSON can hold."""
-        return [
-            {"layer": layer.layer, "snr_db": layer.snr_db, "weight_bytes": layer.weight_bytes} for layer in self.layers
-        ]
+        columns = ("layer", "snr_db", "top1", "weight_bytes")
+        return [{column: getattr(layer, column) for column in columns} for layer in self.layers]
 
     def table(self) -> str:
         """The table as text."""
-        width = max([len(layer.layer) for layer in self.layers] + [len("layer")])
-        lines = [f"{'layer':<{width}}  SNR alone (dB)  weights (bytes)"]
-        lines += [f"{one.layer:<{width}}  {one.snr_db:14.1f}  {one.weight_bytes:15,}" for one in self.layers]
-        return "\n".join([*lines, f"{'all in int8':<{width}}  {self.int8.snr_db:14.1f}"])
-
-    def _requantize(self, keep_float: Sequence[str]) -> bytes:
-        with tempfile.TemporaryDirectory(prefix="tfcompress-sensitivity-") as folder:
-            path = Path(folder) / "calibrated.tflite"
-            path.write_bytes(self._calibrated)
-            return shared_converter().requantize(path, keep_float=keep_float)
+        width = max([len(layer.layer) for layer in self.layers] + [len("all in int8")])
+        lines = [f"{'layer':<{width}}  SNR alone (dB)  same top class  weights (bytes)"]
+        for one in self.layers:
+            lines.append(f"{one.layer:<{width}}  {one.snr_db:14.1f}  {_share(one.top1)}  {one.weight_bytes:15,}")
+        return "\n".join([*lines, f"{'all in int8':<{width}}  {self.int8.snr_db:14.1f}  {_share(self.int8.top1)}"])
 
 
-def sensitivity(model: keras.Model, calibration: Any, *, samples: int = SAMPLES) -> Sensitivity:
+def _share(top1: float | None) -> str:
+    return f"{'-' if top1 is None else f'{top1:.3f}':>14}"
+
+
+def _check_budgets(budgets: Mapping[str, float | None], int8: Measured) -> None:
+    given = {name: value for name, value in budgets.items() if value is not None}
+    if len(given) != 1:
+        names = [f"`{name}`" for name in budgets]
+        raise InvalidArgumentError("choose", f"given one of {', '.join(names[:-1])} and {names[-1]}", dict(budgets))
+    ((name, value),) = given.items()
+    if name == "min_snr_db":
+        return
+    if not 0 <= value <= 1:
+        raise InvalidArgumentError(name, "a share in [0, 1]", value)
+    if int8.top1 is None:
+        raise InvalidArgumentError(name, "left out where the output is no (batch, classes)", value)
+
+
+def _meets(budgets: Mapping[str, float | None], measured: Measured, drop: float | None) -> bool:
+    least, changed, lost = budgets["min_snr_db"], budgets["max_top1_drop"], budgets["max_accuracy_drop"]
+    if least is not None:
+        return measured.snr_db >= least
+    if changed is not None:
+        return measured.top1 is not None and 1 - measured.top1 <= changed + _ROUNDING
+    return lost is not None and drop is not None and drop <= lost + _ROUNDING
+
+
+def sensitivity(model: keras.Model, calibration: Any, *, samples: int = SAMPLES, progress: bool = False) -> Sensitivity:
     """Measures what each layer of a float model loses by int8.
 
     Args:
@@ -194,6 +212,7 @@ def sensitivity(model: keras.Model, calibration: Any, *, samples: int = SAMPLES)
         calibration: Typical inputs, as `export_tflite` takes them: a `Dataset` (its training split gives the ranges,
             its validation split is measured), batches, or arrays. Up to 500 samples are used.
         samples: How many of them are measured, at least 1.
+        progress: Whether to show a bar.
 
     Returns:
         The sensitivities; `choose` makes a file of them.
@@ -213,32 +232,31 @@ def sensitivity(model: keras.Model, calibration: Any, *, samples: int = SAMPLES)
         >>> found.choose(min_snr_db=10.0).float_layers
         ()
     """
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
-        raise InvalidArgumentError("samples", "a whole number, at least 1", samples)
     endpoint = Endpoint(model)
     if endpoint.is_fake_quantized:
         raise ModelError(
             f"Model {model.name!r} has fake quantization, and its file is int8 throughout. Measure the float model "
             "that `quantize_aware` or `quantize_post_training` was given."
         )
-    real = collect(calibration, endpoint.inputs, max(CALIBRATION_SAMPLES, samples))
-    measured = real
-    if isinstance(calibration, Dataset):
-        measured = collect(calibration, endpoint.inputs, samples, split="validation")
-    chosen = spread(len(next(iter(measured.values()))), samples)
-    calibrated = _calibrate(endpoint, real)
-    order = flatbuffer.input_names(flatbuffer.parse(calibrated)).values()
+    real, measured = for_ranges_and_figures(calibration, endpoint.inputs, CALIBRATION_SAMPLES, samples)
+    content = _calibrate(endpoint, real)
     traced = trace(model, allow_equal_names=True)
-    weight_bytes = {
+    order = flatbuffer.input_names(flatbuffer.parse(content)).values()
+    calibrated = CalibratedFile(
+        content,
+        nodes_by_layer(content, traced, endpoint.output_names),
+        [measured[name] for name in order],
+        Comparison(endpoint, "ptq", calibration, real, PARITY_SAMPLES),
+    )
+    labelled = calibration if isinstance(calibration, Dataset) else None
+    return Sensitivity(calibrated, _weight_bytes(traced), labelled, progress=progress)
+
+
+def _weight_bytes(traced: Trace) -> dict[str, int]:
+    return {
         call.operation.name: sum(4 * math.prod(weight.shape) for weight in getattr(call.operation, "weights", ()))
         for call in traced.calls
     }
-    return Sensitivity(
-        calibrated,
-        nodes_by_layer(calibrated, traced, endpoint.output_names),
-        weight_bytes,
-        [measured[name][chosen] for name in order],
-    )
 
 
 def _calibrate(endpoint: Endpoint, real: Mapping[str, np.ndarray]) -> bytes:
@@ -257,50 +275,3 @@ def _calibrate(endpoint: Endpoint, real: Mapping[str, np.ndarray]) -> bytes:
             calibration=Path(folder) / "calibration.npz",
             calibrate_only=True,
         )
-
-
-def nodes_by_layer(content: bytes, traced: Trace, output_names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The operations of a float file by the Keras layer they come from, in the order of the file.
-
-    An operation that several layers were fused into belongs to the one with most weights. One without a name of its own
-    gives an output, and belongs to the layer of that output.
-
-    Args:
-        content: The file, with its names.
-        traced: The calls of the model it was made of.
-        output_names: The names that the file gives to the outputs of the model, in the model's order.
-    """
-    weights = {
-        call.operation.name: sum(math.prod(weight.shape) for weight in getattr(call.operation, "weights", ()))
-        for call in traced.calls
-    }
-    found: dict[str, list[str]] = {}
-    for result in layer_results(flatbuffer.parse(content), traced, output_names):
-        # What belongs to no layer moves numbers about for the operation before it.
-        if result.layers:
-            found.setdefault(max(result.layers, key=lambda name: weights[name]), []).append(result.name)
-    return {layer: tuple(nodes) for layer, nodes in found.items()}
-
-
-def _predict(content: bytes, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    try:
-        outputs = TFLiteRunner(content).predict(list(inputs))
-    except ModelError as error:
-        raise ExportError("A file with some layers in float does not run.", [str(error)]) from error
-    return outputs if isinstance(outputs, list) else [outputs]
-
-
-def _snr_db(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float:
-    """Power of the float outputs over power of the difference, of the worst output, in dB."""
-    worst = MAX_SNR_DB
-    for one, other in zip(expected, actual, strict=True):
-        signal, noise = float(np.mean(np.square(one, dtype=np.float64))), float(np.mean((one - other) ** 2.0))
-        if noise > 0:
-            worst = min(worst, 10 * math.log10(signal / noise) if signal > 0 else -MAX_SNR_DB)
-    return worst
-
-
-def _top1(expected: Sequence[np.ndarray], actual: Sequence[np.ndarray]) -> float | None:
-    if len(expected) != 1 or expected[0].ndim != 2 or expected[0].shape[1] < 2:
-        return None
-    return float(np.mean(expected[0].argmax(1) == actual[0].argmax(1)))

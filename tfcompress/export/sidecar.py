@@ -7,12 +7,13 @@ Left out: accuracy (see `tfcompress.evaluate`).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tfcompress.export import flatbuffer
+from tfcompress.export.random_inputs import random_tensors
 from tfcompress.measure.tflite_runner import TFLiteRunner, quantize
 
 FORMAT = 1
@@ -96,7 +97,7 @@ def reference_vectors(content: bytes, *, delegate: str, samples: Any = None) -> 
     runner = TFLiteRunner(content, delegate=delegate)
     if samples is None:
         rng = np.random.default_rng(0)
-        inputs = [_random(details, rng) for details in runner.inputs]
+        inputs = random_tensors(content, runner.inputs, rng, samples=_RANDOM_SAMPLES)
         source = "random"
     else:
         given = samples if isinstance(samples, (list, tuple)) else [samples]
@@ -121,16 +122,6 @@ def reference_vectors(content: bytes, *, delegate: str, samples: Any = None) -> 
             entries.append({"name": details["name"], "file": name, "dtype": array.dtype.name, "shape": shape})
         described[kind] = entries
     return described, files
-
-
-def _random(details: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    shape, dtype = (_RANDOM_SAMPLES, *map(int, details["shape"][1:])), np.dtype(details["dtype"])
-    if dtype.kind in "iu" and details["quantization"][0]:
-        limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max, shape, dtype, endpoint=True)
-    if dtype.kind == "f":
-        return rng.uniform(0.0, 1.0, shape).astype(dtype)
-    return np.zeros(shape, dtype)
 
 
 def _tensor(model: Any, index: int, name: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from ai_edge_litert.interpreter import Interpreter
 from tfcompress import files
 from tfcompress.errors import ExportError, InvalidArgumentError, ModelError
 from tfcompress.export import flatbuffer
+from tfcompress.export.random_inputs import random_tensors
 from tfcompress.export.slim import slim_bytes
 from tfcompress.measure.tflite_runner import DELEGATES
 
@@ -129,22 +130,12 @@ def _outputs(content: bytes, delegate: str) -> list[bytes]:
     outputs = []
     for _ in range(_SAMPLES):
         interpreter.reset_all_variables()
-        for details in interpreter.get_input_details():
-            interpreter.set_tensor(details["index"], _random_input(details, rng))
+        inputs = interpreter.get_input_details()
+        for details, values in zip(inputs, random_tensors(content, inputs, rng), strict=True):
+            interpreter.set_tensor(details["index"], values)
         interpreter.invoke()
         outputs += [interpreter.get_tensor(details["index"]).tobytes() for details in interpreter.get_output_details()]
     return outputs
-
-
-def _random_input(details: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
-    dtype = np.dtype(details["dtype"])
-    if dtype.kind == "f":
-        return rng.uniform(-1.0, 1.0, details["shape"]).astype(dtype)
-    if dtype.kind in "iu" and details["quantization"][0]:
-        limits = np.iinfo(dtype)
-        return rng.integers(limits.min, limits.max, details["shape"], dtype, endpoint=True)
-    # Indices, truth values and strings: zeros are valid everywhere.
-    return np.zeros(details["shape"], dtype)
 
 
 def _removed(before: schema.ModelT, after: schema.ModelT) -> tuple[tuple[str, int], ...]:

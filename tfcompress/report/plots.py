@@ -6,8 +6,9 @@ returns a figure, or None where there is nothing to draw. Left out: writing file
 
 from __future__ import annotations
 
+import collections
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tfcompress.report.results import Row, is_export
@@ -141,22 +142,83 @@ def layer_sparsity(sparsity: Mapping[str, Mapping[str, float]]) -> Figure | None
     return figure
 
 
-def layer_sensitivity(rows: Sequence[Mapping[str, Any]], int8_snr_db: float) -> Figure | None:
+def layer_sensitivity(
+    rows: Sequence[Mapping[str, Any]], int8_snr_db: float, float_layers: Collection[str] = ()
+) -> Figure | None:
     """A bar for each layer: the signal-to-noise ratio of the outputs with that layer alone in int8.
 
     Args:
         rows: Mappings with `layer` and `snr_db`, as `Sensitivity.rows()` gives them.
         int8_snr_db: The ratio with all layers in int8, in dB.
+        float_layers: Names of layers that a file keeps in float, which stand out.
     """
     if not rows:
         return None
-    figure, (axes,) = _figure(1, height=1.2 + 0.24 * len(rows))
-    axes.barh([row["layer"] for row in rows], [row["snr_db"] for row in rows], color=_BLUE, height=0.7)
+    figure, (axes,) = _figure(1, height=1.4 + 0.24 * len(rows))
+    for kept, color, label in ((False, _BLUE, "one layer in int8"), (True, _GREEN, "the same, kept in float")):
+        shown = {at: row["snr_db"] for at, row in enumerate(rows) if (row["layer"] in float_layers) == kept}
+        if shown:
+            axes.barh(list(shown), list(shown.values()), color=color, height=0.7, label=label)
+    axes.set_yticks(range(len(rows)), [row["layer"] for row in rows])
     axes.axvline(int8_snr_db, color=_ORANGE, linewidth=1.6, label="all layers in int8")
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("signal-to-noise ratio of the outputs (dB), less is more sensitive")
-    _title(axes, "Each layer alone in int8")
-    _legend(axes, loc="lower right")
+    _title(axes, "Each layer alone in int8", pad=26)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.2)
+    return figure
+
+
+def kept_energy(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Two bars for each factorized layer: the share of its kernel's energy and that of its parameters that is kept.
+
+    Args:
+        rows: Mappings as `FactorizationPlan.rows()` gives them; layers that were left alone are left out.
+    """
+    rows = [row for row in rows if row["method"] is not None]
+    if not rows:
+        return None
+    figure, (axes,) = _figure(1, height=1.5 + 0.5 * len(rows))
+    for offset, color, label, shares in (
+        (-0.2, _BLUE, "energy", [100 * row["kept_energy"] for row in rows]),
+        (0.2, _ORANGE, "parameters", [100 * row["num_params_after"] / row["num_params_before"] for row in rows]),
+    ):
+        places = [at + offset for at in range(len(rows))]
+        axes.barh(places, shares, height=0.36, color=color, label=label, zorder=2)
+        for place, share in zip(places, shares, strict=True):
+            axes.text(share + 0.8, place, f"{share:.0f}%", va="center", color=_INK, fontsize=7.5, zorder=3)
+    names = [f"{row['layer']}\n{row['method']}, rank {' x '.join(map(str, row['rank']))}" for row in rows]
+    axes.set_yticks(range(len(rows)), names)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 108)
+    axes.set_xticks(range(0, 101, 20), [f"{share}%" for share in range(0, 101, 20)])
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("kept of the layer before")
+    _title(axes, "What factorization kept of each kernel", pad=26)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
+    return figure
+
+
+def kernel_values(before: Any, after: Any, layer: str) -> Figure:
+    """How often each value occurs in a kernel before and after its weights share values.
+
+    Args:
+        before: The kernel before, an array of any shape.
+        after: The kernel after, with few values.
+        layer: Name of its layer.
+    """
+    figure, (above, below) = _figure(2, height=4.6, share_x=True)
+    counts = collections.Counter(after.ravel().tolist())
+    # A zero among the weights before was pruned; its bar would hide all others.
+    nonzero = before[before != 0]
+    above.hist(nonzero, bins=120, color=_BLUE)
+    above.set_ylabel("weights")
+    zeros = before.size - nonzero.size
+    above.set_xlabel(f"without {zeros:,} zeros" if zeros else "")
+    below.vlines(list(counts), 0, list(counts.values()), color=_ORANGE, linewidth=2.5)
+    below.set_yscale("log")
+    below.set_ylabel("weights (log)")
+    below.set_xlabel("value")
+    _title(above, f"{layer}: {before.size:,} weights, then {len(counts)} values")
     return figure
 
 
