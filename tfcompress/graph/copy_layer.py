@@ -11,7 +11,7 @@ from typing import Any
 import keras
 
 
-def copy_layer(layer: Any, **changes: Any) -> Any:
+def copy_layer(layer: Any, /, **changes: Any) -> Any:
     """A new layer like `layer`, not built.
 
     Args:

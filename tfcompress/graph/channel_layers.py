@@ -1,0 +1,319 @@
+"""What each Keras layer does with the channels that it takes, and how it is configured with fewer.
+
+Invariant: a layer that is not in `RULES` fixes the channels that it takes and gives, unless it has no weights and is
+known to treat every channel by itself (`EACH_CHANNEL`). Left out: operations that are no layers
+(`channel_operations.py`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+from keras.src.applications.convnext import LayerScale, StochasticDepth
+from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+
+from tfcompress.graph import channel_tensors as tensors
+from tfcompress.graph.channel_labels import LabelBook, Labelled, Labels
+from tfcompress.graph.channel_rule import Count, LayerRule, is_elementwise
+from tfcompress.graph.channel_sequences import SEQUENCE_RULES
+from tfcompress.graph.trace import Call, Ref
+
+# Layers without weights that treat every channel by itself; maps keep their channel axis.
+EACH_CHANNEL = (
+    layers.ActivityRegularization,
+    layers.AlphaDropout,
+    layers.AveragePooling1D,
+    layers.AveragePooling2D,
+    layers.AveragePooling3D,
+    layers.Cropping1D,
+    layers.Cropping2D,
+    layers.Cropping3D,
+    layers.Dropout,
+    layers.ELU,
+    layers.GaussianDropout,
+    layers.GaussianNoise,
+    layers.Identity,
+    layers.LeakyReLU,
+    layers.MaxPooling1D,
+    layers.MaxPooling2D,
+    layers.MaxPooling3D,
+    layers.ReLU,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.UpSampling1D,
+    layers.UpSampling2D,
+    layers.UpSampling3D,
+    layers.ZeroPadding1D,
+    layers.ZeroPadding2D,
+    layers.ZeroPadding3D,
+    StochasticDepth,
+)
+_GLOBAL_POOLING = (
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
+    layers.GlobalMaxPooling1D,
+    layers.GlobalMaxPooling2D,
+    layers.GlobalMaxPooling3D,
+)
+_Result = Sequence[Labels | None]
+
+
+def connect_layer(
+    book: LabelBook, call: Call, inputs: Mapping[Ref, Labelled], outputs: Sequence[tuple]
+) -> Sequence[Labels | None]:
+    """Notes what a call of a layer does with labels.
+
+    Args:
+        book: Where labels are noted.
+        call: The call.
+        inputs: What it takes, by its `Ref`.
+        outputs: The shapes of its results.
+
+    Returns:
+        The labels of each result, None where they are fixed.
+    """
+    layer = call.operation
+    given = [inputs[ref] for ref in _in_order(call)]
+    rule = rule_for(layer)
+    if rule is None or getattr(layer, "data_format", "channels_last") != "channels_last":
+        book.fix(*(one.labels for one in given))
+        return [None] * len(outputs)
+    return rule.connect(book, layer, given, outputs)
+
+
+def rule_for(layer: Any) -> LayerRule | None:
+    """The rule of a layer, None for one that is not known. Subclasses may compute anything, so they have none."""
+    return RULES.get(type(layer))
+
+
+def _in_order(call: Call) -> list[Ref]:
+    """The tensors of a call in the order of the layer's signature, also where they are named."""
+    arguments = inspect.signature(call.operation.call).bind(*call.args, **call.kwargs).arguments
+    return [leaf for leaf in keras.tree.flatten(list(arguments.values())) if isinstance(leaf, Ref)]
+
+
+def _activated(book: LabelBook, layer: Any, vector: np.ndarray) -> list[Labels | None]:
+    """The result of a layer that makes channels and applies its activation to them."""
+    if not is_elementwise(layer.activation):
+        book.fix(vector)
+    return [Labels(-1, vector)]
+
+
+def _own_bias(book: LabelBook, layer: Any, vector: np.ndarray | None) -> None:
+    if getattr(layer, "use_bias", False):
+        book.own(layer, layer.bias, -1, vector)
+
+
+def _each_channel(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    (given,) = inputs
+    labels = given.labels
+    if labels is not None and labels.axis != -1 and given.shape != outputs[0]:
+        # Pooling or padding along an axis with labels.
+        book.fix(labels)
+        return [None]
+    return [labels]
+
+
+def _activation(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    if not is_elementwise(layer.activation):
+        book.fix(inputs[0].labels)
+        return [None]
+    return [inputs[0].labels]
+
+
+def _pooled_globally(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    vector = inputs[0].on_last_axis(book)
+    book.fix(*(one.labels for one in inputs[1:]))
+    return [None if vector is None else Labels(-1, vector)]
+
+
+def _rescaled(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    if np.ndim(layer.scale) or np.ndim(layer.offset):
+        book.fix(inputs[0].labels)
+        return [None]
+    return [inputs[0].labels]
+
+
+def _convolved(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    source = inputs[0].on_last_axis(book)
+    made = book.made(layer, layer.kernel, -1)
+    if layer.groups == 1:
+        book.own(layer, layer.kernel, -2, source)
+    else:
+        _couple_groups(book, layer, source, made)
+    _own_bias(book, layer, made)
+    return _activated(book, layer, made)
+
+
+def _couple_groups(book: LabelBook, layer: Any, source: np.ndarray | None, made: np.ndarray) -> None:
+    """Keeps the groups of a convolution equal: either whole groups go, or the same indices of each."""
+    if source is None:
+        source = np.zeros(layer.groups * layer.kernel.shape[-2], int)
+    read, filters = source.reshape(layer.groups, -1), made.reshape(layer.groups, -1)
+    if _goes_by_groups(layer):
+        # Labels of one group become one, so that a group goes as a whole and the kernel keeps its depth.
+        for group in range(layer.groups):
+            together = np.concatenate([read[group], filters[group]])
+            book.unite(together, np.full(len(together), filters[group, 0]))
+        book.own(layer, layer.kernel, -2, None)
+        return
+    for group in range(1, layer.groups):
+        book.unite(read[group], read[0])
+        book.unite(filters[group], filters[0])
+    book.own(layer, layer.kernel, -2, read[0])
+
+
+def _goes_by_groups(layer: Any) -> bool:
+    """Whether whole groups are removed, of which there are more than channels in each."""
+    return layer.groups > 1 and layer.groups >= layer.kernel.shape[-2]
+
+
+def _convolved_config(layer: Any, count: Count) -> Mapping[str, Any]:
+    filters = count(layer.kernel, -1)
+    in_one_group = layer.kernel.shape[-1] // layer.groups
+    return {"filters": filters, "groups": filters // in_one_group if _goes_by_groups(layer) else layer.groups}
+
+
+def _transposed(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    book.own(layer, layer.kernel, -1, inputs[0].on_last_axis(book))
+    made = book.made(layer, layer.kernel, -2)
+    _own_bias(book, layer, made)
+    return _activated(book, layer, made)
+
+
+def _depthwise_channels(book: LabelBook, layer: Any, kernel: Any, source: np.ndarray | None) -> np.ndarray | None:
+    book.own(layer, kernel, -2, source)
+    return None if source is None else np.repeat(source, kernel.shape[-1])
+
+
+def _depthwise(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    made = _depthwise_channels(book, layer, layer.kernel, inputs[0].on_last_axis(book))
+    _own_bias(book, layer, made)
+    return [None] if made is None else _activated(book, layer, made)
+
+
+def _separable(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    between = _depthwise_channels(book, layer, layer.depthwise_kernel, inputs[0].on_last_axis(book))
+    book.own(layer, layer.pointwise_kernel, -2, between)
+    made = book.made(layer, layer.pointwise_kernel, -1)
+    _own_bias(book, layer, made)
+    return _activated(book, layer, made)
+
+
+def _dense(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    book.own(layer, layer.kernel, 0, inputs[0].on_last_axis(book))
+    made = book.made(layer, layer.kernel, -1)
+    _own_bias(book, layer, made)
+    return _activated(book, layer, made)
+
+
+def _embedded(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    return [Labels(-1, book.made(layer, layer.embeddings, -1))]
+
+
+def _for_each_channel(*names: str) -> Callable[..., _Result]:
+    """A layer with numbers for each channel of its input, in the weights of these names."""
+
+    def connect(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+        vector = inputs[0].on_last_axis(book)
+        for name in names:
+            variable = getattr(layer, name, None)
+            if variable is not None:
+                book.own(layer, variable, -1, vector)
+        return [None if vector is None else Labels(-1, vector)]
+
+    return connect
+
+
+def _batch_normalized(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    if layer.axis not in (-1, len(inputs[0].shape) - 1) or getattr(layer, "renorm", False):
+        book.fix(inputs[0].labels)
+        return [None]
+    names = [name for name in ("gamma", "beta") if getattr(layer, {"gamma": "scale", "beta": "center"}[name])]
+    return _for_each_channel(*names, "moving_mean", "moving_variance")(book, layer, inputs, outputs)
+
+
+def _parametric_relu(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    if layer.alpha.shape[-1] == 1:
+        return _each_channel(book, layer, inputs, outputs)
+    return _for_each_channel("alpha")(book, layer, inputs, outputs)
+
+
+def _merged(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    return [tensors.merge(book, inputs, outputs[0])]
+
+
+def _concatenated(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    return [tensors.concatenate(book, inputs, layer.axis)]
+
+
+def _reshaped(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    # Used twice, a layer has one shape to reshape to.
+    return [book.again(layer, tensors.reshape(book, inputs[0], outputs[0]))]
+
+
+def _permuted(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    return [tensors.transpose(inputs[0], (0, *layer.dims))]
+
+
+def _repeated(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    return [inputs[0].labels]
+
+
+def _for_each_step(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    """The wrapped layer, which sees no axis of time."""
+    rule = rule_for(layer.layer)
+    if rule is None:
+        book.fix(*(one.labels for one in inputs))
+        return [None] * len(outputs)
+    given = [Labelled(one.labels, (one.shape[0], *one.shape[2:])) for one in inputs]
+    return rule.connect(book, layer.layer, given, [(shape[0], *shape[2:]) for shape in outputs])
+
+
+def _for_each_step_config(layer: Any, count: Count) -> Mapping[str, Any]:
+    rule = rule_for(layer.layer)
+    wrapped = layer.get_config()["layer"]
+    return (
+        {}
+        if rule is None
+        else {"layer": {**wrapped, "config": wrapped["config"] | dict(rule.config(layer.layer, count))}}
+    )
+
+
+_CONV = LayerRule(_convolved, _convolved_config)
+_TRANSPOSED = LayerRule(_transposed, lambda layer, count: {"filters": count(layer.kernel, -2)})
+_DEPTHWISE = LayerRule(_depthwise)
+_SEPARABLE = LayerRule(_separable, lambda layer, count: {"filters": count(layer.pointwise_kernel, -1)})
+_MERGED = LayerRule(_merged)
+
+RULES: dict[type, LayerRule] = {
+    **SEQUENCE_RULES,
+    **dict.fromkeys(EACH_CHANNEL, LayerRule(_each_channel)),
+    **dict.fromkeys(_GLOBAL_POOLING, LayerRule(_pooled_globally)),
+    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _CONV),
+    **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _TRANSPOSED),
+    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _DEPTHWISE),
+    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), _SEPARABLE),
+    **dict.fromkeys((layers.Add, layers.Subtract, layers.Multiply, layers.Average), _MERGED),
+    **dict.fromkeys((layers.Maximum, layers.Minimum, CustomScaleLayer), _MERGED),
+    layers.Activation: LayerRule(_activation),
+    layers.BatchNormalization: LayerRule(_batch_normalized),
+    layers.Concatenate: LayerRule(_concatenated),
+    layers.Dense: LayerRule(_dense, lambda layer, count: {"units": count(layer.kernel, -1)}),
+    layers.Embedding: LayerRule(_embedded, lambda layer, count: {"output_dim": count(layer.embeddings, -1)}),
+    layers.Flatten: LayerRule(_reshaped),
+    layers.PReLU: LayerRule(_parametric_relu),
+    layers.Permute: LayerRule(_permuted),
+    layers.RepeatVector: LayerRule(_repeated),
+    layers.Rescaling: LayerRule(_rescaled),
+    layers.TimeDistributed: LayerRule(_for_each_step, _for_each_step_config),
+    layers.Reshape: LayerRule(_reshaped),
+    LayerScale: LayerRule(_for_each_channel("gamma"), lambda layer, count: {"projection_dim": count(layer.gamma, 0)}),
+}

@@ -1,0 +1,164 @@
+"""How passes change a graph: calls and layers replaced in a trace, and a model made of what is left.
+
+Invariant: layers of the trace that is given are never changed, only replaced by new ones; calls that no output needs
+are left out. Left out: what is replaced by what, which the passes know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.graph.copy_layer import copy_layer, copy_weights
+from tfcompress.graph.trace import Call, Ref, Trace, replay
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One change of a model.
+
+    Args:
+        layer: Name of the layer that was changed, or that is gone.
+        kind: Its class.
+        what: What became of it, in words.
+    """
+
+    layer: str
+    kind: str
+    what: str
+
+
+# What a pass gives: the graph after it, and what it did.
+Pass = Callable[[Trace], tuple[Trace, list[Step]]]
+
+
+class Wiring:
+    """Who reads whom in a trace.
+
+    Attributes:
+        readers: For each call, the calls that take its results; twice where they take them twice.
+        uses: The calls of each layer, by its identity.
+        outputs: The calls that give outputs of the model.
+    """
+
+    def __init__(self, traced: Trace):
+        self.readers: list[list[int]] = [[] for _ in traced.calls]
+        self.uses: dict[int, list[int]] = {}
+        self.outputs = {ref.call for ref in keras.tree.flatten(traced.outputs)}
+        for index, call in enumerate(traced.calls):
+            self.uses.setdefault(id(call.operation), []).append(index)
+            for ref in call.sources:
+                self.readers[ref.call].append(index)
+
+    def only_reader(self, index: int) -> int | None:
+        """The one call that reads call `index`; None where there are more, or it is an output."""
+        readers = self.readers[index]
+        return readers[0] if len(readers) == 1 and index not in self.outputs else None
+
+    def is_used_once(self, operation: Any) -> bool:
+        """Whether a layer has one call."""
+        return len(self.uses[id(operation)]) == 1
+
+
+def rewritten(
+    traced: Trace,
+    *,
+    aliases: Mapping[Ref, Ref] | None = None,
+    layers: Mapping[int, Any] | None = None,
+    calls: Mapping[int, Call] | None = None,
+) -> Trace:
+    """A trace with some tensors, layers and calls replaced.
+
+    Args:
+        traced: The trace.
+        aliases: The tensor that is read in the place of another one.
+        layers: The layer in the place of another one, by the identity of that one.
+        calls: The call in the place of another one, by its index.
+
+    Returns:
+        A trace without the calls that no output needs; inputs stay.
+    """
+    aliases, layers, calls = aliases or {}, layers or {}, calls or {}
+
+    def resolved(leaf: Any) -> Any:
+        while isinstance(leaf, Ref) and leaf in aliases:
+            leaf = aliases[leaf]
+        return leaf
+
+    changed = []
+    for index, call in enumerate(traced.calls):
+        call = calls.get(index, call)
+        args, kwargs = keras.tree.map_structure(resolved, (call.args, dict(call.kwargs)))
+        changed.append(Call(layers.get(id(call.operation), call.operation), args, kwargs))
+    outputs = keras.tree.map_structure(resolved, traced.outputs)
+    needed = {ref.call for side in (traced.inputs, outputs) for ref in keras.tree.flatten(side)}
+    for index in reversed(range(len(changed))):
+        if index in needed:
+            needed |= {ref.call for ref in changed[index].sources}
+    place = {old: new for new, old in enumerate(sorted(needed))}
+
+    def moved(leaf: Any) -> Any:
+        return Ref(place[leaf.call], leaf.position) if isinstance(leaf, Ref) else leaf
+
+    kept = [changed[index] for index in sorted(needed)]
+    kept = [Call(one.operation, *keras.tree.map_structure(moved, (one.args, dict(one.kwargs)))) for one in kept]
+    inputs, outputs = (keras.tree.map_structure(moved, side) for side in (traced.inputs, outputs))
+    return Trace(traced.name, tuple(kept), inputs, outputs)
+
+
+def tensors_of(traced: Trace) -> dict[Ref, keras.KerasTensor]:
+    """Shape and type of each result, without a call of any layer."""
+    tensors: dict[Ref, Any] = {}
+    for index, call in enumerate(traced.calls):
+        if isinstance(call.operation, keras.layers.InputLayer):
+            outputs = keras.KerasTensor(call.operation.batch_shape, call.operation.dtype)
+        else:
+            given = keras.tree.map_structure(
+                lambda leaf: tensors[leaf] if isinstance(leaf, Ref) else leaf, (call.args, dict(call.kwargs))
+            )
+            outputs = call.operation.compute_output_spec(*given[0], **given[1])
+        tensors.update({Ref(index, at): result for at, result in enumerate(keras.tree.flatten(outputs))})
+    return tensors
+
+
+def as_model(traced: Trace) -> keras.Model:
+    """A functional model of copies of the layers of a trace."""
+    copies: dict[int, Any] = {}
+
+    def call_copy(index: int, call: Call, args: tuple, kwargs: dict) -> Any:
+        operation = call.operation
+        if not isinstance(operation, keras.layers.Layer):
+            return operation(*args, **kwargs)
+        if id(operation) in copies:
+            return copies[id(operation)](*args, **kwargs)
+        copies[id(operation)] = copy = copy_layer(operation)
+        result = copy(*args, **kwargs)
+        copy_weights(operation, copy)
+        return result
+
+    return replay(traced, call_copy)
+
+
+def with_weights(layer: Any, weights: Mapping[str, np.ndarray], like: Any = None, **changes: Any) -> Any:
+    """A new, built layer like `layer` with other weights, by the names of their attributes.
+
+    Args:
+        layer: A convolution or dense layer.
+        weights: All of its weights; a bias that it did not have is given to it.
+        like: The layer whose input it takes; by default `layer`.
+        **changes: What its configuration says otherwise.
+    """
+    new = copy_layer(layer, **{"use_bias": "bias" in weights, **changes})
+    new.build((like or layer).get_build_config()["input_shape"])
+    for name, value in weights.items():
+        getattr(new, name).assign(value)
+    return new
+
+
+def runs_in_training_mode(call: Call) -> bool:
+    """Whether a call says that its layer trains, as that of a dropout that is to be random in inference too."""
+    return bool(call.kwargs.get("training")) or any(leaf is True for leaf in call.args[1:])
