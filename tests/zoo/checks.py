@@ -14,18 +14,28 @@ import keras
 import numpy as np
 
 import tfcompress as tfc
+from tfcompress.graph.channels import channel_graph
 from tfcompress.graph.outputs import gives_probabilities
-from tfcompress.techniques.prune import prunable_layers
+from tfcompress.graph.shrink import shrink, silence
+from tfcompress.techniques.cluster.selection import clusterable_layers
+from tfcompress.techniques.prune import prunable_kernels
 from tfcompress.techniques.schedules import schedule_from_recipe
 from zoo.case import Case, snapshot
 
 # Float32 rounding through hundreds of layers, relative to the largest output.
 BRIDGE_TOLERANCE = 1e-5
+# The weights that are folded are rounded once more.
+SIMPLIFY_TOLERANCE = 1e-4
 # What every training here is: so many samples, in batches, over so many epochs.
 SAMPLES, BATCH, EPOCHS = 8, 4, 2
 STEPS = EPOCHS * SAMPLES // BATCH
 CALIBRATION_SAMPLES = 32
 SPARSITY = 0.5
+CLUSTERS = 8
+# Share of its parameters that a factorized layer may keep.
+FACTORS_RATIO = 0.5
+# Multiply-adds that channel pruning leaves, and how far it may be from a model with the same channels silenced.
+MACS_SHARE, CHANNELS_TOLERANCE = 0.6, 1e-4
 # Fake quantization of a random network, untrained: less means that ranges are missing or wrong.
 QUANTIZE_SNR_DB = 2.0
 
@@ -84,13 +94,59 @@ def prune(case: Case) -> str:
     schedule = schedule_from_recipe({"polynomial_decay": {"final_sparsity": SPARSITY}}, STEPS)
     pruning = tfc.MagnitudePruning(model, schedule)
     figure = _train(model, model, (inputs, case.targets(inputs)), "mse", [pruning])
-    layers = prunable_layers(model)
-    for layer in layers:
-        kernel = keras.ops.convert_to_numpy(layer.kernel)
-        zeros = np.count_nonzero(kernel == 0)
-        if zeros != round(SPARSITY * kernel.size):
-            raise Wrong(f"layer {layer.name!r} has {zeros} zeros among {kernel.size} weights, not {SPARSITY:.0%}")
-    return f"{SPARSITY:.0%} of {len(layers)} kernels zero; {figure}"
+    kernels = prunable_kernels(model)
+    for kernel in kernels:
+        values = keras.ops.convert_to_numpy(kernel.variable)
+        zeros = np.count_nonzero(values == 0)
+        if zeros != round(SPARSITY * values.size):
+            raise Wrong(f"kernel {kernel.name!r} has {zeros} zeros among {values.size} weights, not {SPARSITY:.0%}")
+    return f"{SPARSITY:.0%} of {len(kernels)} kernels zero; {figure}"
+
+
+def prune_channels(case: Case) -> str:
+    """`prune_channels` to 60% of the multiply-adds, against the model with the same channels silenced; it trains."""
+    graph = channel_graph(case.model)
+    with unchanged(case.model):
+        made = tfc.prune_channels(case.model, macs=MACS_SHARE)
+    share = tfc.count_macs(made) / tfc.count_macs(case.model)
+    if share > MACS_SHARE:
+        raise Wrong(f"{share:.1%} of the multiply-adds are left, not {MACS_SHARE:.0%}")
+    inputs = case.inputs(SAMPLES)
+    figure = _train(made, made, (inputs, case.targets(inputs)), "mse", epochs=1)
+    figure = f"{share:.0%} of the multiply-adds; {figure}; {still_works(case, made)}"
+    file = tfc.export_tflite(made, case.folder / "small.tflite", mode="float32")
+    # Any channels may go; these are not the ones that were chosen.
+    rng = np.random.default_rng(0)
+    removed = np.concatenate([rng.permutation(units)[: len(units) // 3] for units in graph.groups])
+    small = shrink(graph, removed)
+    silence(graph, removed)
+    return f"{figure}; {exported(file)}; silenced differs by {same_outputs(case, small, CHANNELS_TOLERANCE):.0e}"
+
+
+def cluster(case: Case) -> str:
+    """`cluster`, then a few steps under `HoldClusters`: each clustered kernel must hold few values before and after."""
+    with unchanged(case.model):
+        made = tfc.cluster(case.model, CLUSTERS)
+    figure = still_works(case, made)
+    inputs = case.inputs(SAMPLES)
+    trained = _train(made, made, (inputs, case.targets(inputs)), "mse", [tfc.HoldClusters(made)])
+    chosen = [(layer.name, kernel) for layer, kernels in clusterable_layers(made, CLUSTERS) for kernel in kernels]
+    for name, kernel in chosen:
+        values = len(np.unique(keras.ops.convert_to_numpy(kernel)))
+        if values > CLUSTERS:
+            raise Wrong(f"a kernel of {name!r} holds {values} values, more than {CLUSTERS}")
+    return f"{len(chosen)} kernels hold at most {CLUSTERS} values; {figure}; {trained}"
+
+
+def prune_weights(case: Case) -> str:
+    """`prune_weights` over all layers together, without training; half of all pruned weights must be zero."""
+    with unchanged(case.model):
+        made = tfc.prune_weights(case.model, SPARSITY, budget="global")
+    values = [keras.ops.convert_to_numpy(kernel.variable) for kernel in prunable_kernels(made)]
+    zeros, size = (sum(counts) for counts in zip(*((np.sum(each == 0), each.size) for each in values), strict=True))
+    if zeros != round(SPARSITY * size):
+        raise Wrong(f"{zeros} of {size} weights are zero, not {SPARSITY:.0%}")
+    return f"{zeros:,} of {size:,} weights zero; {still_works(case, made)}"
 
 
 def quantize(case: Case) -> str:
@@ -105,6 +161,31 @@ def quantize_post_training(case: Case) -> str:
     """`quantize_post_training`, compared with the float model."""
     quantized, snr = _quantized(case, tfc.quantize_post_training)
     return f"SNR {snr:.0f} dB; {still_works(case, quantized)}"
+
+
+def factorize(case: Case) -> str:
+    """`factorize` to half of each layer, whose size must be that of its plan; then a few steps of training."""
+    with unchanged(case.model):
+        plan = tfc.factorization_plan(case.model, ratio=FACTORS_RATIO)
+        made = tfc.factorize(case.model, ratio=FACTORS_RATIO)
+    if made.count_params() != plan.num_params_after or not plan.num_params_after < plan.num_params_before:
+        raise Wrong(f"{made.count_params():,} parameters, where the plan says {plan.num_params_after:,}")
+    if plan.macs_after is not None and tfc.count_macs(made) != plan.macs_after:
+        raise Wrong(f"{tfc.count_macs(made):,} multiply-adds, where the plan says {plan.macs_after:,}")
+    chains = [row for row in plan.layers if row.method is not None]
+    inputs = case.inputs(SAMPLES)
+    figure = f"{len(chains)} layers, {made.count_params():,} of {plan.num_params_before:,} parameters"
+    works = still_works(case, made)
+    return f"{figure}; {_train(made, made, (inputs, case.targets(inputs)), 'mse')}; {works}"
+
+
+def simplify(case: Case) -> str:
+    """`simplify`, held against the model on inputs of the case's own."""
+    with unchanged(case.model):
+        made, certificate = tfc.simplify_with_certificate(case.model)
+    difference = same_outputs(case, made, tolerance=SIMPLIFY_TOLERANCE)
+    counts = f"{made.count_params():,} of {case.model.count_params():,} parameters, {len(certificate.steps)} steps"
+    return f"max relative difference {difference:.1e}; {counts}; {still_works(case, made)}"
 
 
 def technique(case: Case, function: str, **arguments: Any) -> str:

@@ -18,6 +18,7 @@ from zoo.case import Case
 from zoo.checks import (
     BATCH,
     CALIBRATION_SAMPLES,
+    CLUSTERS,
     EPOCHS,
     SAMPLES,
     SPARSITY,
@@ -28,7 +29,6 @@ from zoo.checks import (
     unchanged,
 )
 
-CLUSTERS = 8
 # Kernels with fewer weights hold few values anyway.
 _LARGE = 8 * CLUSTERS
 
@@ -38,7 +38,8 @@ def prune(case: Case) -> str:
     schedule = schedule_from_recipe({"polynomial_decay": {"final_sparsity": SPARSITY}}, STEPS)
     with unchanged(case.model):
         made = tfc.tfmot_prune(case.model, _fit(case), schedule=schedule)
-    kernels = _kernels(made)
+    # TFMOT leaves depthwise kernels dense, where a weight may be zero by chance.
+    kernels = {name: kernel for name, kernel in _kernels(made).items() if not name.endswith("depthwise_kernel")}
     shares = {name: float(np.mean(kernel == 0)) for name, kernel in kernels.items() if (kernel == 0).any()}
     if not shares:
         raise Wrong("no kernel has a zero")

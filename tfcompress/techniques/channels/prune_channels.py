@@ -1,0 +1,195 @@
+"""Channel pruning: whole channels, filters, units and heads removed, so that a plain, smaller Keras model is left.
+
+Invariant: the model that comes out computes what the input model computes with the removed channels set to zero, but
+for BatchNormalization statistics taken again from data; the input model is not changed. Left out: training before and
+after (the stage, and `sparsity.py`), and the removal of layers (`blocks.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.data import Dataset
+from tfcompress.errors import DataError, InvalidArgumentError, ModelError
+from tfcompress.graph.channels import ChannelGraph, channel_graph
+from tfcompress.graph.macs import count_macs
+from tfcompress.graph.shrink import shrink
+from tfcompress.measure.size import num_params
+from tfcompress.techniques.channels.cost import Cost, macs_cost, params_cost
+from tfcompress.techniques.channels.importance import CRITERIA, Criterion, Evidence
+from tfcompress.techniques.channels.selection import RANKINGS, ranked, select
+from tfcompress.techniques.channels.statistics import reestimate_batch_norm
+from tfcompress.training.fit import classification_loss
+
+_BATCH = 32
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChannelBudget:
+    """The most that a model may cost: one of both.
+
+    Args:
+        macs: Multiply-adds for one sample: a share of the model's, in (0, 1), or a number.
+        params: Values of all weights, likewise.
+    """
+
+    macs: float | int | None = None
+    params: float | int | None = None
+
+    def __post_init__(self):
+        given = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        if len(given) != 1:
+            raise InvalidArgumentError("budget", "one of `macs` and `params`", given)
+        for key, value in given.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or value <= 0 or (value >= 1 and value != int(value)):
+                raise InvalidArgumentError(key, "a share in (0, 1), or a whole number", value)
+
+    def cost_and_limit(self, model: keras.Model, graph: ChannelGraph) -> tuple[Cost, float]:
+        """What is to be paid for a model without some units, and the most that it may be."""
+        value = self.params if self.macs is None else self.macs
+        assert value is not None
+        cost = params_cost(model, graph) if self.macs is None else macs_cost(model, graph)
+        whole = num_params(model) if self.macs is None else count_macs(model)
+        return cost, value * whole if value < 1 else value
+
+
+def prune_channels(
+    model: keras.Model,
+    *,
+    macs: float | int | None = None,
+    params: float | int | None = None,
+    criterion: str | Criterion = "l2",
+    ranking: str = "isomorphic",
+    round_to: int = 1,
+    exclude: Sequence[str] = (),
+    data: Any = None,
+    samples: int = 1000,
+    loss: Callable[[Any, Any], Any] | None = None,
+    seed: int = 0,
+) -> keras.Model:
+    """Removes the least important channels of a model until it is within a budget.
+
+    Channels that belong together go together: those of all layers of a residual stage, of a gate and what it gates,
+    heads of attention, units of recurrent layers. Give one budget.
+
+    Args:
+        model: A functional or Sequential model. It is not changed. Nested models are opened.
+        macs: The most multiply-adds for one sample: a share of the model's, in (0, 1), or a number.
+        params: The most values of all weights, likewise.
+        criterion: What makes a channel important: a name of `CRITERIA` (`"l1"`, `"l2"`, `"batch_norm_scale"`,
+            `"geometric_median"`; on data `"taylor"`, `"hessian"`, `"activation_mean"`, `"activation_nonzero"`; and
+            `"random"`, a control), or a function from `Evidence` to scores of shape `(units,)`.
+        ranking: How channels of different layers are compared: `"layer"`, `"global"` or `"isomorphic"`; see `ranked`.
+        round_to: What is left of a group is a multiple of it, at least 1; kernels of phones like 8.
+        exclude: Patterns of names of layers that keep all their channels.
+        data: Real data: a `Dataset` (its train split), a `tf.data.Dataset` of batches `(x, y)`, or a tuple of arrays
+            `(x, y)`. BatchNormalization statistics are taken again from it; some criteria need it.
+        samples: How many of its samples are used, at least 1.
+        loss: `(y, outputs) -> numbers`, for criteria with gradients; by default cross-entropy on integer labels.
+        seed: Seed of the random criterion.
+
+    Returns:
+        A new functional model of plain Keras layers, with the names of the input model's.
+
+    Raises:
+        InvalidArgumentError: If an argument is out of its range, or a pattern fits no layer.
+        ModelError: If the model has no graph or no channel that may go, or the budget cannot be met.
+        DataError: If a criterion needs data that was not given.
+
+    Example:
+        >>> inputs = keras.Input((8, 8, 3))
+        >>> x = keras.layers.Conv2D(16, 3, activation="relu", name="conv")(inputs)
+        >>> model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+        >>> prune_channels(model, macs=0.5).get_layer("conv").filters
+        8
+
+    Reference:
+        Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, https://arxiv.org/abs/2301.12900
+    """
+    budget = ChannelBudget(macs=macs, params=params)
+    check_arguments("prune_channels", criterion, ranking, round_to, samples)
+    graph = prunable_graph(model, exclude)
+    batches = [] if data is None else list(labelled_batches(data, samples))
+    if batches and loss is None:
+        loss = classification_loss(model, int(model.output_shape[-1]) if isinstance(model.output_shape, tuple) else 0)
+    score = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+    scores = np.asarray(score(Evidence(graph, model, batches, loss, seed)), float)
+    if scores.shape != (graph.num_units,) or np.isnan(scores).any():
+        raise InvalidArgumentError(
+            "criterion", f"a function that gives {graph.num_units} numbers, none of them NaN", f"shape {scores.shape}"
+        )
+    cost, limit = budget.cost_and_limit(model, graph)
+    allowed = _allowed_groups(graph, exclude)
+    removed = select(graph, ranked(graph, scores, ranking), cost, limit, round_to=round_to, groups=allowed)
+    small = shrink(graph, removed)
+    reestimate_batch_norm(small, (inputs for inputs, _ in batches))
+    return small
+
+
+def check_arguments(owner: str, criterion: Any, ranking: str, round_to: int, samples: int) -> None:
+    """Raises an `InvalidArgumentError` for the first argument of `owner` that is out of its range."""
+    if not callable(criterion) and criterion not in CRITERIA:
+        raise InvalidArgumentError(f"{owner}.criterion", f"a function or one of {', '.join(CRITERIA)}", criterion)
+    if ranking not in RANKINGS:
+        raise InvalidArgumentError(f"{owner}.ranking", f"one of {RANKINGS}", ranking)
+    for name, value in (("round_to", round_to), ("samples", samples)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidArgumentError(f"{owner}.{name}", "a whole number, at least 1", value)
+
+
+def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGraph:
+    """The units of a model of which some may go.
+
+    Raises:
+        InvalidArgumentError: If a pattern fits no layer.
+        ModelError: If the model has no graph, fake quantization, or no channel that may go.
+    """
+    quantized = [layer.name for layer in model._flatten_layers() if getattr(layer, "is_fake_quantized", False)]
+    if quantized:
+        raise ModelError(
+            f"Model {model.name!r} has fake quantization, whose ranges belong to the channels it has. Prune channels "
+            f"first, quantize afterwards. Received: layers {quantized[:3]}."
+        )
+    graph = channel_graph(model)
+    names = [call.operation.name for call in graph.traced.calls]
+    for pattern in exclude:
+        if not fnmatch.filter(names, pattern):
+            raise InvalidArgumentError("exclude", f"patterns that fit a layer of {model.name!r}", pattern)
+    if not _allowed_groups(graph, exclude):
+        raise ModelError(
+            f"Model {model.name!r} has no channel that may go: each is an input, an output, in `exclude`, or goes "
+            "through an operation that cannot do without it."
+        )
+    return graph
+
+
+def _allowed_groups(graph: ChannelGraph, exclude: Sequence[str]) -> list[int]:
+    """The groups that no excluded layer makes channels of."""
+    return [
+        index
+        for index in range(len(graph.groups))
+        if not any(fnmatch.fnmatch(name, pattern) for name in graph.layers_of(index) for pattern in exclude)
+    ]
+
+
+def labelled_batches(data: Any, samples: int) -> Iterable[tuple[Any, Any]]:
+    """Batches `(inputs, labels)` with at most `samples` samples in all."""
+    if isinstance(data, Dataset):
+        return data.batches("train", _BATCH, limit=samples)
+    if isinstance(data, tuple) and len(data) == 2:
+        data = tf.data.Dataset.from_tensor_slices(data).batch(_BATCH)
+    if not isinstance(data, tf.data.Dataset):
+        raise InvalidArgumentError(
+            "data", "a tfcompress Dataset, a tf.data.Dataset of batches (x, y), or arrays (x, y)", type(data)
+        )
+    if not isinstance(data.element_spec, tuple) or len(data.element_spec) < 2:
+        raise DataError(f"`data` must give (x, y). Received: {data.element_spec}.")
+    return data.unbatch().take(samples).batch(_BATCH).map(lambda *parts: parts[:2])
