@@ -168,6 +168,27 @@ def layer_sensitivity(
     return figure
 
 
+def layer_sizes(changes: Sequence[Any]) -> Figure | None:
+    """Two bars for each layer: its multiply-adds before and after.
+
+    Args:
+        changes: What `tfcompress.report.layer_changes.layer_changes` gives.
+    """
+    changes = [change for change in changes if change.macs_before or change.macs_after]
+    if not changes:
+        return None
+    figure, (axes,) = _figure(1, height=1.4 + 0.24 * len(changes))
+    rows = range(len(changes))
+    axes.barh(rows, [change.macs_before for change in changes], color=_GRID, height=0.8, label="before")
+    axes.barh(rows, [change.macs_after for change in changes], color=_BLUE, height=0.5, label="after")
+    axes.set_yticks(rows, [change.layer for change in changes])
+    axes.set_ylim(len(changes) - 0.4, -0.6)
+    axes.set_xlabel("multiply-adds for one sample")
+    _title(axes, "What is left of each layer", pad=26)
+    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
+    return figure
+
+
 def kept_energy(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Two bars for each factorized layer: the share of its kernel's energy and that of its parameters that is kept.
 
@@ -216,6 +237,7 @@ def kernel_values(before: Any, after: Any, layer: str) -> Figure:
     above.set_xlabel(f"without {zeros:,} zeros" if zeros else "")
     below.vlines(list(counts), 0, list(counts.values()), color=_ORANGE, linewidth=2.5)
     below.set_yscale("log")
+    below.set_ylim(0.7, 2 * max(counts.values()))
     below.set_ylabel("weights (log)")
     below.set_xlabel("value")
     _title(above, f"{layer}: {before.size:,} weights, then {len(counts)} values")
