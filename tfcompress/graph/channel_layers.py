@@ -80,12 +80,13 @@ def connect_layer(
         The labels of each result, None where they are fixed.
     """
     layer = call.operation
-    given = [inputs[ref] for ref in _in_order(call)]
     rule = rule_for(layer)
     if rule is None or getattr(layer, "data_format", "channels_last") != "channels_last":
-        book.fix(*(one.labels for one in given))
+        book.fix(*(one.labels for one in inputs.values()))
         return [None] * len(outputs)
-    return rule.connect(book, layer, given, outputs)
+    given = _in_order(call, rule.arguments)
+    book.fix(*(one.labels for ref, one in inputs.items() if ref not in given))
+    return rule.connect(book, layer, [inputs[ref] for ref in given], outputs)
 
 
 def rule_for(layer: Any) -> LayerRule | None:
@@ -93,10 +94,11 @@ def rule_for(layer: Any) -> LayerRule | None:
     return RULES.get(type(layer))
 
 
-def _in_order(call: Call) -> list[Ref]:
-    """The tensors of a call in the order of the layer's signature, also where they are named."""
+def _in_order(call: Call, names: Sequence[str] | None) -> list[Ref]:
+    """The tensors of some arguments of a call, or of all, in the order of the layer's signature."""
     arguments = inspect.signature(call.operation.call).bind(*call.args, **call.kwargs).arguments
-    return [leaf for leaf in keras.tree.flatten(list(arguments.values())) if isinstance(leaf, Ref)]
+    values = [value for name, value in arguments.items() if names is None or name in names]
+    return [leaf for leaf in keras.tree.flatten(values) if isinstance(leaf, Ref)]
 
 
 def _activated(book: LabelBook, layer: Any, vector: np.ndarray) -> list[Labels | None]:

@@ -57,11 +57,13 @@ class LayerRule:
     Args:
         connect: `(book, layer, inputs, output shapes) -> labels of its results`; notes the labels of its weights.
         config: `(layer, count) -> changes` of its configuration when channels are gone.
+        arguments: The arguments of `call` whose tensors `connect` is given; by default all.
         weights: `(layer, smaller layer, weights) -> weights`, for a layer that scales by its number of channels.
     """
 
     connect: Callable[[LabelBook, Any, Sequence[Labelled], Sequence[tuple]], Sequence[Labels | None]]
     config: Callable[[Any, Count], Mapping[str, Any]] = lambda layer, count: {}
+    arguments: tuple[str, ...] | None = None
     weights: Callable[[Any, Any, list[np.ndarray]], list[np.ndarray]] = lambda old, new, values: values
 
 

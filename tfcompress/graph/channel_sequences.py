@@ -82,7 +82,7 @@ def units_of(gates: int) -> Callable[[Any, Count], Mapping[str, Any]]:
 
 def attention(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> list[Labels | None]:
     """MultiHeadAttention: whole heads, or the same indices of the keys, or of the values, of all heads."""
-    sources = [one.on_last_axis(book) for one in inputs[:3]]
+    sources = [one.on_last_axis(book) for one in inputs]
     if getattr(layer, "_use_gate", False):
         book.fix(*(vector for vector in sources if vector is not None))
         return [None] * len(outputs)
@@ -128,5 +128,5 @@ def attention_weights(old: Any, new: Any, values: list[np.ndarray]) -> list[np.n
 SEQUENCE_RULES: dict[type, LayerRule] = {
     **{kind: LayerRule(recurrent, units_of(gates)) for kind, gates in _GATES.items()},
     layers.Bidirectional: LayerRule(bidirectional, bidirectional_config),
-    layers.MultiHeadAttention: LayerRule(attention, attention_config, attention_weights),
+    layers.MultiHeadAttention: LayerRule(attention, attention_config, ("query", "value", "key"), attention_weights),
 }

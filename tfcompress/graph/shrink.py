@@ -106,9 +106,14 @@ class _Shrinking:
             given = self._left(call.sources[0]) if call.sources else None
             return call_with_fewer(call, given, made, args, kwargs)
         if operation.name not in self._new:
-            config = {**operation.get_config(), **self._changes(operation, made)}
-            self._new[operation.name] = copy_layer(operation, **_unbuilt(config))
+            self._new[operation.name] = self._copy(operation, made)
         return self._new[operation.name](*args, **kwargs)
+
+    def _copy(self, layer: Any, made: Kept | None) -> Any:
+        if rule_for(layer) is None:
+            # What it takes has the size that it had.
+            return copy_layer(layer)
+        return copy_layer(layer, **_unbuilt({**layer.get_config(), **self._changes(layer, made)}))
 
     def _left(self, ref: Ref) -> Kept | None:
         labels = self._graph.results.get(ref)

@@ -1,4 +1,4 @@
-"""What a technique did to a model, layer by layer: sizes of the kernels, parameters and multiply-adds, before and after.
+"""What a technique did to a model, layer by layer: sizes of kernels, parameters and multiply-adds, before and after.
 
 Invariant: figures are counted on both models; layers are matched by their names, and what only one model has is shown
 as added or gone. Left out: values of weights.

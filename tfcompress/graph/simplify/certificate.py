@@ -16,9 +16,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.bridge.samples import random_inputs
 from tfcompress.data import Dataset
-from tfcompress.errors import DataError, InvalidArgumentError
+from tfcompress.errors import DataError, InvalidArgumentError, ModelError
+from tfcompress.graph.random_inputs import LARGE_OPEN_SIZE, OPEN_SIZE, random_inputs
 from tfcompress.graph.simplify.rewriting import Step
 from tfcompress.graph.trace import trace
 
@@ -76,11 +76,30 @@ class Certificate:
 
 
 def random_difference(model: keras.Model, other: keras.Model) -> float:
-    """How far the outputs of two models are apart on random inputs, as a share of the largest output."""
-    flat = random_inputs(trace(model, allow_equal_names=True), _RANDOM_SAMPLES)
-    inputs = keras.tree.pack_sequence_as(_structure(model), flat)
+    """How far the outputs of two models are apart on random inputs, as a share of the largest output.
+
+    Raises:
+        ModelError: If the model fails on random inputs.
+    """
+    traced = trace(model, allow_equal_names=True)
+    failure: Exception | None = None
+    found: float | None = None
     with computing_in_float32(model), computing_in_float32(other):
-        return _difference(model, other, [inputs])
+        # Some networks make too little of a small input, or take the root of a negative number.
+        for open_size, signed in itertools.product((OPEN_SIZE, LARGE_OPEN_SIZE), (True, False)):
+            flat = random_inputs(traced, _RANDOM_SAMPLES, open_size=open_size, signed=signed)
+            inputs = keras.tree.pack_sequence_as(_structure(model), flat)
+            try:
+                difference, is_finite = _difference(model, other, [inputs])
+            except (tf.errors.OpError, LookupError, TypeError, ValueError) as error:
+                failure = error
+                continue
+            if is_finite:
+                return difference
+            found = difference if found is None else found
+    if found is None:
+        raise ModelError(f"Model {model.name!r} cannot be compared, since it fails on random inputs: {failure}")
+    return found
 
 
 def data_difference(model: keras.Model, other: keras.Model, data: Any) -> float:
@@ -91,21 +110,23 @@ def data_difference(model: keras.Model, other: keras.Model, data: Any) -> float:
         InvalidArgumentError: If it is no data.
     """
     with computing_in_float32(model), computing_in_float32(other):
-        return _difference(model, other, _batches(model, data))
+        return _difference(model, other, _batches(model, data))[0]
 
 
-def _difference(model: keras.Model, other: keras.Model, batches: Iterable[Any]) -> float:
-    found, largest = [], []
+def _difference(model: keras.Model, other: keras.Model, batches: Iterable[Any]) -> tuple[float, bool]:
+    """The largest difference, and whether all outputs were finite; what is not must be so in both."""
+    found, largest, is_finite = [], [], True
     for inputs in batches:
         # Lists of outputs stand for any structure of them.
         one, two = ([_array(y) for y in keras.tree.flatten(each(inputs, training=False))] for each in (model, other))
         found.append([_largest(x - y) if (np.isfinite(x) == np.isfinite(y)).all() else np.inf
                       for x, y in zip(one, two, strict=True)])  # fmt: skip
         largest.append([_largest(x) for x in one])
+        is_finite = is_finite and all(np.isfinite(x).all() for x in one)
     if not found:
         raise DataError("`data` holds no sample. Give at least one batch.")
     differences, scales = np.max(found, axis=0), np.max(largest, axis=0)
-    return float(np.max(differences / np.where(scales == 0, 1.0, scales), initial=0.0))
+    return float(np.max(differences / np.where(scales == 0, 1.0, scales), initial=0.0)), is_finite
 
 
 def _largest(values: np.ndarray) -> float:

@@ -79,7 +79,7 @@ def constant_channels(
         A number for each index of the result's last axis, NaN where it is not constant; None where nothing is known.
     """
     operation = call.operation
-    if getattr(operation, "data_format", "channels_last") != "channels_last" or made[-1] is None:
+    if getattr(operation, "data_format", "channels_last") != "channels_last" or not made or made[-1] is None:
         return None
     if is_affine(operation):
         return _of_affine(operation)
@@ -88,7 +88,7 @@ def constant_channels(
         return _of_scaling(*scaling, given[0][0], made[-1])
     if all(values is None for values, _ in given):
         return None
-    known = [np.full(shape[-1] or 0, np.nan) if values is None else values for values, shape in given]
+    known = [np.full((shape or (0,))[-1] or 0, np.nan) if values is None else values for values, shape in given]
     found = _of_layer(operation, known, [shape for _, shape in given], made)
     if found is None and type(operation).__module__.startswith("keras.") and not call.kwargs:
         found = _of_operation(call, known, made)

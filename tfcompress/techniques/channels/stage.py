@@ -7,9 +7,11 @@ several stages with falling budgets.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import keras
 
+from tfcompress.errors import ModelError
 from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.channels.prune_channels import (
     ChannelBudget,
@@ -44,6 +46,20 @@ class PruneChannels(Technique):
     def __post_init__(self):
         ChannelBudget(macs=self.macs, params=self.params)
         check_arguments("prune_channels", self.criterion, self.ranking, self.round_to, self.samples)
+
+    @property
+    def keeps_clusters(self) -> bool:
+        # What is left of a kernel holds no new value, and is held while it trains.
+        return True
+
+    def check_after(self, earlier: Sequence[Technique]) -> None:
+        super().check_after(earlier)
+        rounding = [technique for technique in earlier if technique.makes_integers]
+        if rounding:
+            raise ModelError(
+                f"The ranges that {type(rounding[-1]).__name__} left belong to the channels that the model has. Prune "
+                "channels first, quantize afterwards."
+            )
 
     def check(self, model: keras.Model, total_steps: int) -> None:
         prunable_graph(model, self.exclude)
