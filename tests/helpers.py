@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 from tfcompress.data import from_arrays
+from tfcompress.export import flatbuffer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -73,6 +74,17 @@ def blob_dataset(count: int = 128, **options):
 def zeros_fraction(layer: keras.layers.Layer) -> float:
     """Share of zeros in a layer's kernel."""
     return float(np.mean(keras.ops.convert_to_numpy(layer.kernel) == 0))
+
+
+def integer_kernels(path: Path) -> list[np.ndarray]:
+    """The integers of each int8 constant of at least two axes in a `.tflite` file."""
+    model = flatbuffer.parse(path.read_bytes())
+    found = []
+    for tensor in model.subgraphs[0].tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is not None and len(data) and flatbuffer.type_name(tensor.type) == "int8" and len(tensor.shape) > 1:
+            found.append(np.frombuffer(bytes(data), "int8").reshape(tensor.shape))
+    return found
 
 
 def cross_entropy() -> keras.losses.Loss:

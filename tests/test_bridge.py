@@ -10,11 +10,11 @@ from keras import layers
 
 from tfcompress.bridge.from_tf_keras import from_tf_keras
 from tfcompress.bridge.legacy_trace import trace_tf_keras
-from tfcompress.bridge.samples import random_inputs
 from tfcompress.bridge.to_tf_keras import to_tf_keras
 from tfcompress.bridge.weights import copy_weights_back
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.flatten import flatten
+from tfcompress.graph.random_inputs import random_inputs
 from tfcompress.graph.trace import require_functional, trace
 
 SAME = 1e-5

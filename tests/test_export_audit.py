@@ -17,7 +17,7 @@ from tfcompress.export.endpoint import SIGNATURE, Endpoint
 from tfcompress.graph.trace import replay, trace
 from tfcompress.layers import LeftInFloat
 from tfcompress.techniques.quantize import quantize_aware
-from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
+from tfcompress.techniques.quantize.removal import remove_fake_quantization
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,8 @@ def test_parts_sum_to_the_file_and_hold_what_they_say(dense):
     assert ledger.parts["quantization"] < 100
     assert all(count > 0 for count in ledger.parts.values())
     assert "weights" in "".join(ledger.lines())
+    # Random floats: no value twice, so the table alone takes more than the weights.
+    assert ledger.huffman_bytes > 5 * (64 * 48 + 48 * 16) > ledger.entropy_bytes
     slim = dense.with_name("slim.tflite")
     slim.write_bytes(slim_bytes(dense.read_bytes()))
     smaller = tfc.size_ledger(slim)
@@ -56,6 +58,16 @@ def test_reference_file():
     assert ledger.parts["weights"] == kernels + 10 * 4
     assert ledger.parts["biases"] == 4 * (3 * 16 + 3 * 32 + 3 * 64 + 10) + 10 * 4
     assert ledger.parts["quantization"] > 2 * 4 * 336
+    # Each kernel by itself, its values counted by NumPy.
+    model = flatbuffer.parse(path.read_bytes())
+    entropy = 0.0
+    for tensor in model.subgraphs[0].tensors:
+        data = model.buffers[tensor.buffer].data
+        if data is not None and tensor.type == flatbuffer.schema.TensorType.INT8:
+            share = np.unique(np.frombuffer(bytes(data), "int8"), return_counts=True)[1] / len(data)
+            entropy -= len(data) * (share * np.log2(share)).sum() / 8
+    assert ledger.entropy_bytes == pytest.approx(entropy)
+    assert entropy < ledger.huffman_bytes < kernels
     # Two maps of 32x32x16 live at once, and a third one for the shortcut.
     assert ledger.arena.peak_bytes == 3 * 32 * 32 * 16
 

@@ -1,4 +1,6 @@
 import gzip
+import itertools
+import math
 
 import keras
 import numpy as np
@@ -8,6 +10,7 @@ from keras import layers
 
 from tfcompress.errors import ModelError
 from tfcompress.measure import file_size, layer_sparsity, num_nonzero, num_params
+from tfcompress.measure.size import coded_size
 
 
 def with_zeros(layer, share):
@@ -59,3 +62,30 @@ def test_file_size(tmp_path):
     assert 0 < size.gzip_bytes < 100
     with pytest.raises(ModelError, match="No file at .*absent"):
         file_size(tmp_path / "absent")
+
+
+def shortest_code_bits(counts):
+    """Bits of the best code, tried over all sets of code lengths that a code can have (Kraft)."""
+    lengths = itertools.product(range(1, len(counts)), repeat=len(counts)) if len(counts) > 1 else [(1,)]
+    return min(
+        sum(count * length for count, length in zip(counts, chosen, strict=True))
+        for chosen in lengths
+        if sum(2.0**-length for length in chosen) <= 1
+    )
+
+
+@pytest.mark.parametrize("counts", [[9], [5, 5], [1, 2, 3], [40, 3, 2, 1], [16, 8, 4, 2, 1, 1], [7, 7, 7, 7, 7]])
+def test_huffman_bytes_are_those_of_the_best_code(counts):
+    values = np.repeat(np.arange(len(counts), dtype="int8"), counts)
+    coded = coded_size(np.random.default_rng(0).permutation(values))
+    assert coded.huffman_bytes == math.ceil(shortest_code_bits(counts) / 8) + 2 * len(counts)
+    share = np.array(counts) / sum(counts)
+    assert coded.entropy_bytes == pytest.approx(-sum(counts) * (share * np.log2(share)).sum() / 8, abs=1e-12)
+
+
+def test_huffman_bytes_lie_within_a_bit_of_the_entropy():
+    values = np.round(np.random.default_rng(1).normal(scale=5, size=(100, 100))).astype("int8")
+    coded = coded_size(values)
+    table = 2 * len(np.unique(values))
+    assert coded.entropy_bytes <= coded.huffman_bytes - table < coded.entropy_bytes + values.size / 8
+    assert coded_size(values.astype("float32")).huffman_bytes == coded.huffman_bytes + 3 * len(np.unique(values))

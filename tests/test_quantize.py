@@ -11,7 +11,8 @@ from tfcompress.layers import FakeQuantize, fake_quantize_kernel
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.quantize import FreezeRanges, quantize_aware, round_biases
 from tfcompress.techniques.quantize.calibrate import fake_quantize_layers
-from tfcompress.techniques.quantize.rewrite import QuantizationSpec, insert_fake_quantization, remove_fake_quantization
+from tfcompress.techniques.quantize.removal import remove_fake_quantization
+from tfcompress.techniques.quantize.rewrite import QuantizationSpec, insert_fake_quantization
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -21,7 +21,7 @@ from tfcompress.layers import FakeQuantize
 from tfcompress.techniques.quantize import Quantize, quantize_aware
 from tfcompress.techniques.quantize.activation_bits import EIGHT_BITS_ONLY
 from tfcompress.techniques.quantize.ranges import RangeMethod, ValueCounts, choose_range
-from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
+from tfcompress.techniques.quantize.removal import remove_fake_quantization
 
 SAMPLES = np.random.default_rng(0).normal(size=(32, 8, 8, 3)).astype("float32")
 

@@ -146,7 +146,7 @@ def test_override_values_are_yaml_and_the_last_one_holds():
         (
             "- distill",
             "- destill",
-            r"r\.yaml:12: `stages\.0` must be one of distill, prune, .*did you mean 'distill'\?",
+            r"r\.yaml:12: `stages\.0` must be one of .*distill, .*prune, .*did you mean 'distill'\?",
         ),
         (
             "weight: 0.5",
@@ -211,7 +211,7 @@ def test_override_errors(override, message):
             "stages: [{prune: {teach: {}}}]",
             r"`stages\.0\.prune\.teach` must be left out where the stage does not train",
         ),
-        ("stages: [{prune: {}, quantize: {}}]", r"`stages\.0` must be one of distill, prune, quantize"),
+        ("stages: [{prune: {}, quantize: {}}]", r"`stages\.0` must be one of .*distill, .*prune, .*quantize"),
         ("name: a/b", r"`name` must be a file name"),
         ("train: {epoch: 3}", r"`train\.epoch` is not a key; did you mean `epochs`\?"),
         ("train: 3", r"`train` must be a mapping"),

@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from tfcompress.report.plots import accuracy_against_bytes, layer_sparsity, training_curves
+from tfcompress.report.plots import accuracy_against_bytes, kernel_values, layer_sparsity, training_curves
 
 
 def row(stage, accuracy, file_bytes, gzip_bytes=None):
@@ -106,3 +106,14 @@ def test_drawing_leaves_pyplot_alone():
     before = "matplotlib.pyplot" in sys.modules
     accuracy_against_bytes(ROWS)
     assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_values_of_a_kernel_before_and_after():
+    before = np.concatenate([np.zeros(500), np.random.default_rng(0).normal(size=500)])
+    after = np.where(before == 0, 0.0, np.sign(before) * 0.5)
+    above, below = kernel_values(before, after, "dense").axes
+    assert sum(bar.get_height() for bar in above.patches) == 500
+    (lines,) = below.collections
+    drawn = {float(low[0]): float(high[1]) for low, high in lines.get_segments()}
+    assert drawn == {0.0: 500, 0.5: (before > 0).sum(), -0.5: (before < 0).sum()}
+    assert above.get_title("left") == "dense: 1,000 weights, then 3 values"

@@ -37,6 +37,21 @@ def test_polynomial_decay_reaches_its_sparsity_for_any_length(total):
     np.testing.assert_array_equal(plan.should_prune, in_range & ((steps - begin) % schedule.frequency == 0))
 
 
+@pytest.mark.parametrize("total", [10, 400])
+def test_rounds_leave_the_same_share_each_time(total):
+    schedule = schedule_from_recipe({"iterative": {"final_sparsity": 0.875, "rounds": 3}}, total)
+    plan = SchedulePlan.read(schedule, total)
+    prunings = np.flatnonzero(plan.should_prune)
+    assert prunings.tolist() == [0, int(0.75 * total) // 2, int(0.75 * total)]
+    np.testing.assert_allclose(plan.sparsity[prunings], [0.5, 0.75, 0.875], rtol=1e-6)
+    assert target_sparsity(schedule) == 0.875 and check_reachable(schedule, plan) == prunings[-1]
+
+
+def test_more_rounds_than_steps():
+    with pytest.raises(InvalidArgumentError, match=r"`iterative.rounds` must be 1 to 8. Received: 9"):
+        schedule_from_recipe({"iterative": {"final_sparsity": 0.5, "rounds": 9}}, 10)
+
+
 def test_constant_sparsity():
     schedule = schedule_from_recipe({"constant_sparsity": {"target_sparsity": 0.6, "begin": 0.5}}, 100)
     plan = SchedulePlan.read(schedule, 100)
@@ -64,7 +79,7 @@ def test_own_callable_is_a_schedule():
         ({"polynomial_decay": {"final_sparsity": 0.5, "initial_sparsity": 0.6}}, r"in \[0, final_sparsity\]"),
         ({"polynomial_decay": {"final_sparsity": 0.5, "begin": 0.8, "end": 0.2}}, "0 <= begin < end <= 1"),
         ({"polynomial_decay": {"sparsity": 0.5}}, "`schedule.polynomial_decay` must be the arguments"),
-        ({"linear": {}}, r"`schedule` must be one of \['constant_sparsity', 'polynomial_decay'\]"),
+        ({"linear": {}}, r"`schedule` must be one of \['constant_sparsity', 'iterative', 'polynomial_decay'\]"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from tfcompress.export.drift import layer_drift
     from tfcompress.export.sensitivity import sensitivity
     from tfcompress.graph.macs import count_macs
+    from tfcompress.graph.simplify import simplify, simplify_with_certificate
     from tfcompress.measure.accuracy import evaluate
     from tfcompress.measure.latency import measure_latency
     from tfcompress.measure.tflite_runner import TFLiteRunner
@@ -39,9 +40,19 @@ if TYPE_CHECKING:
     from tfcompress.recipe import Recipe, load_recipe, parse_recipe
     from tfcompress.report import print_table, write_report
     from tfcompress.report.inspection import inspect
+    from tfcompress.techniques.channels import prune_channels, reestimate_batch_norm
+    from tfcompress.techniques.cluster import WeightClustering, cluster, cluster_table
     from tfcompress.techniques.distill import Distiller, LogitMatching, SoftCrossEntropy, SoftTargets, Teacher
+    from tfcompress.techniques.factorize import factorization_plan, factorize
     from tfcompress.techniques.masks import HoldMasks
-    from tfcompress.techniques.prune import MagnitudePruning
+    from tfcompress.techniques.prune import (
+        HardConcretePruning,
+        MagnitudePruning,
+        SensitivityBudget,
+        SparsityPenalty,
+        WeightPruning,
+        prune_weights,
+    )
     from tfcompress.techniques.quantize import (
         FreezeRanges,
         equalize,
@@ -49,6 +60,7 @@ if TYPE_CHECKING:
         quantize_post_training,
         round_biases,
     )
+    from tfcompress.techniques.shared_values import HoldClusters
     from tfcompress.techniques.tfmot.cluster import tfmot_cluster
     from tfcompress.techniques.tfmot.prune import tfmot_prune
     from tfcompress.techniques.tfmot.quantize import tfmot_quantize
@@ -64,22 +76,32 @@ _HOMES = {
     "Distiller": "tfcompress.techniques.distill",
     "ExportResult": "tfcompress.export",
     "FreezeRanges": "tfcompress.techniques.quantize",
+    "HardConcretePruning": "tfcompress.techniques.prune",
+    "HoldClusters": "tfcompress.techniques.shared_values",
     "HoldMasks": "tfcompress.techniques.masks",
     "LogitMatching": "tfcompress.techniques.distill",
     "MagnitudePruning": "tfcompress.techniques.prune",
     "Recipe": "tfcompress.recipe",
+    "SensitivityBudget": "tfcompress.techniques.prune",
     "SoftCrossEntropy": "tfcompress.techniques.distill",
     "SoftTargets": "tfcompress.techniques.distill",
+    "SparsityPenalty": "tfcompress.techniques.prune",
     "TFLiteRunner": "tfcompress.measure.tflite_runner",
     "Teacher": "tfcompress.techniques.distill",
     "TrainSettings": "tfcompress.train_settings",
+    "WeightClustering": "tfcompress.techniques.cluster",
+    "WeightPruning": "tfcompress.techniques.prune",
     "audit_tflite": "tfcompress.export",
     "build_model": "tfcompress.models:build",
+    "cluster": "tfcompress.techniques.cluster",
+    "cluster_table": "tfcompress.techniques.cluster",
     "compress": "tfcompress.pipeline",
     "count_macs": "tfcompress.graph.macs",
     "equalize": "tfcompress.techniques.quantize",
     "evaluate": "tfcompress.measure.accuracy",
     "export_tflite": "tfcompress.export",
+    "factorization_plan": "tfcompress.techniques.factorize",
+    "factorize": "tfcompress.techniques.factorize",
     "fit": "tfcompress.training.fit",
     "from_arrays": "tfcompress.data",
     "from_folder": "tfcompress.data",
@@ -92,11 +114,16 @@ _HOMES = {
     "measure_latency": "tfcompress.measure.latency",
     "parse_recipe": "tfcompress.recipe",
     "print_table": "tfcompress.report",
+    "prune_channels": "tfcompress.techniques.channels",
+    "prune_weights": "tfcompress.techniques.prune",
     "quantize_aware": "tfcompress.techniques.quantize",
     "quantize_post_training": "tfcompress.techniques.quantize",
+    "reestimate_batch_norm": "tfcompress.techniques.channels",
     "round_biases": "tfcompress.techniques.quantize",
     "run": "tfcompress.pipeline",
     "sensitivity": "tfcompress.export.sensitivity",
+    "simplify": "tfcompress.graph.simplify",
+    "simplify_with_certificate": "tfcompress.graph.simplify",
     "size_ledger": "tfcompress.export",
     "slim_tflite": "tfcompress.export",
     "tfmot_cluster": "tfcompress.techniques.tfmot.cluster",
@@ -116,6 +143,8 @@ __all__ = [
     "ExportError",
     "ExportResult",
     "FreezeRanges",
+    "HardConcretePruning",
+    "HoldClusters",
     "HoldMasks",
     "InvalidArgumentError",
     "LogitMatching",
@@ -123,20 +152,28 @@ __all__ = [
     "ModelError",
     "Recipe",
     "RecipeError",
+    "SensitivityBudget",
     "SoftCrossEntropy",
     "SoftTargets",
+    "SparsityPenalty",
     "TFCompressError",
     "TFLiteRunner",
     "Teacher",
     "TrainSettings",
     "TrainingError",
+    "WeightClustering",
+    "WeightPruning",
     "audit_tflite",
     "build_model",
+    "cluster",
+    "cluster_table",
     "compress",
     "count_macs",
     "equalize",
     "evaluate",
     "export_tflite",
+    "factorization_plan",
+    "factorize",
     "fit",
     "from_arrays",
     "from_folder",
@@ -149,11 +186,16 @@ __all__ = [
     "measure_latency",
     "parse_recipe",
     "print_table",
+    "prune_channels",
+    "prune_weights",
     "quantize_aware",
     "quantize_post_training",
+    "reestimate_batch_norm",
     "round_biases",
     "run",
     "sensitivity",
+    "simplify",
+    "simplify_with_certificate",
     "size_ledger",
     "slim_tflite",
     "tfmot_cluster",

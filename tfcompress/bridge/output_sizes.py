@@ -13,7 +13,7 @@ import keras
 import tensorflow as tf
 
 from tfcompress.bridge.guard import refuse
-from tfcompress.bridge.samples import LARGE_OPEN_SIZE, OPEN_SIZE
+from tfcompress.graph.random_inputs import LARGE_OPEN_SIZE, OPEN_SIZE
 
 # Values of the largest tensor of a batch, where sizes that a model leaves open are the first number. 2^28 are 1 GiB of
 # float32, and a run takes some six times its largest tensor; eight images of 1024x1024 with 32 channels have as many, a

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.bridge.samples import LARGE_OPEN_SIZE, OPEN_SIZE, TABLES, random_floats, random_inputs
 from tfcompress.bridge.weights import paired_weights
 from tfcompress.errors import ModelError
+from tfcompress.graph.random_inputs import LARGE_OPEN_SIZE, OPEN_SIZE, TABLES, random_floats, random_inputs
 from tfcompress.graph.trace import Ref, Trace
 
 # Largest difference of a model's outputs, as a share of the largest output: float32 sums in another order.

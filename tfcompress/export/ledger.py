@@ -22,6 +22,7 @@ from tfcompress.export import flatbuffer
 from tfcompress.export.arena import Arena, activation_arena
 from tfcompress.export.audit import KERNEL_INPUT
 from tfcompress.files import gzip_size
+from tfcompress.measure.size import coded_size
 
 PARTS = ("weights", "biases", "quantization", "graph", "names", "metadata")
 # zipalign puts uncompressed entries of an APK at multiples of it.
@@ -41,6 +42,9 @@ class SizeLedger:
             "names" (of tensors, graphs, inputs and outputs) and "metadata" (with associated files).
         gzip_bytes: The file after gzip at level 9.
         apk_deflated_bytes: What it takes in an APK or another ZIP file when it is compressed there.
+        entropy_bytes: The weights (the part of that name), if each tensor's values had ideal codes. No reader of this
+            file can do that; it is what few values and zeros are worth at best.
+        huffman_bytes: The same by Huffman codes, with their tables; see `tfcompress.measure.size.coded_size`.
         apk_stored_bytes: What it takes in an APK uncompressed and aligned, as Android's build tools put `.tflite`
             files so that they can be mapped into memory.
         arena: Memory for activations while it runs.
@@ -53,6 +57,8 @@ class SizeLedger:
     apk_deflated_bytes: int
     apk_stored_bytes: int
     arena: Arena
+    entropy_bytes: float
+    huffman_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
         """A form that JSON can hold."""
@@ -64,6 +70,7 @@ class SizeLedger:
         return [
             f"Bytes: {parts}.",
             f"In an APK: {self.apk_stored_bytes:,} stored, {self.apk_deflated_bytes:,} deflated.",
+            f"Weights coded: {self.huffman_bytes:,} (Huffman, with tables), {self.entropy_bytes:,.0f} (entropy).",
             f"Activations: {self.arena.planned_bytes:,} bytes of memory.",
         ]
 
@@ -92,6 +99,7 @@ def size_ledger(path: str | os.PathLike) -> SizeLedger:
     model = flatbuffer.parse(content)
     marks = _Marks(content)
     _mark_model(marks, model)
+    coded = [coded_size(values) for values in _weights(model)]
     return SizeLedger(
         path=path,
         file_bytes=len(content),
@@ -100,6 +108,8 @@ def size_ledger(path: str | os.PathLike) -> SizeLedger:
         apk_deflated_bytes=_apk_bytes(path.name, content, zipfile.ZIP_DEFLATED),
         apk_stored_bytes=_apk_bytes(path.name, content, zipfile.ZIP_STORED),
         arena=activation_arena(content),
+        entropy_bytes=sum(each.entropy_bytes for each in coded),
+        huffman_bytes=sum(each.huffman_bytes for each in coded),
     )
 
 
@@ -202,6 +212,20 @@ def _roles(model: schema.ModelT, number: int) -> dict[int, str]:
         else:
             roles[index] = "graph" if dtype in _INT_TYPES else "weights"
     return roles
+
+
+def _weights(model: schema.ModelT) -> list[np.ndarray]:
+    """The values of each constant that is computed with, once for each buffer; types that NumPy lacks as bytes."""
+    arrays: dict[int, np.ndarray] = {}
+    for number, graph in enumerate(model.subgraphs):
+        for index, part in _roles(model, number).items():
+            tensor = graph.tensors[index]
+            data = model.buffers[tensor.buffer].data
+            if part == "weights" and data is not None and len(data):
+                name = flatbuffer.type_name(tensor.type)
+                dtype = np.dtype(name if name in ("int8", "uint8", "int16", "float16", "float32") else "uint8")
+                arrays[tensor.buffer] = np.frombuffer(bytes(data), dtype)
+    return list(arrays.values())
 
 
 def _apk_bytes(name: str, content: bytes, method: int) -> int:

@@ -1,8 +1,8 @@
 """`run` and `compress`: a recipe from its first training to its last file.
 
-Invariant: every stage starts from what the stage before left, trains under the masks of all stages before, and is
-measured in the same way; a run that was interrupted and run again gives what an uninterrupted one gives. Left out: what
-a stage does (`techniques/`), reports (`report/`), and choosing a recipe (`search`).
+Invariant: every stage starts from what the stage before left, trains under the masks and clusters of all stages before,
+and is measured in the same way; a run that was interrupted and run again gives what an uninterrupted one gives. Left
+out: what a stage does (`techniques/`), reports (`report/`), and choosing a recipe (`search`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tfcompress import files
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.export import ExportResult, export_tflite
+from tfcompress.export.endpoint import Endpoint
 from tfcompress.export.modes import MODES
 from tfcompress.measure.environment import describe_environment
 from tfcompress.measure.metrics import Metrics
@@ -35,7 +36,8 @@ from tfcompress.techniques.distill import Distiller, Teacher
 from tfcompress.techniques.distill.stage import distillation_loss
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.quantize import round_biases
-from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
+from tfcompress.techniques.quantize.removal import remove_fake_quantization
+from tfcompress.techniques.shared_values import HoldClusters
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import TrainResult, fit
 
@@ -154,6 +156,7 @@ class _Run:
         self._sparsity: dict[str, dict[str, float]] = {}
         self._exports: dict[str, dict[str, Any]] = {}
         self._holds_masks = False
+        self._holds_clusters = False
         self._holds_integers = False
         self._key = files.content_key(RESULT_VERSION, recipe.seed, recipe.data.batch_size, data_key(recipe.data, data))
 
@@ -275,6 +278,7 @@ class _Run:
 
         made = self._stage(name, self._key, make)
         self._holds_masks = self._holds_masks or technique.makes_zeros
+        self._holds_clusters = self._holds_clusters or technique.makes_clusters
         self._holds_integers = self._holds_integers or technique.makes_integers
         return made
 
@@ -302,7 +306,8 @@ class _Run:
             return trainer(model, self._data, settings, hold_zeros=self._holds_masks, callbacks=callbacks, **common)
 
         def all_callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
-            held = [HoldMasks(replica)] if self._holds_masks else []
+            held: list[keras.callbacks.Callback] = [HoldMasks(replica)] if self._holds_masks else []
+            held += [HoldClusters(replica)] if self._holds_clusters else []
             return held + (list(callbacks(replica)) if callbacks is not None else [])
 
         return fit(
@@ -355,16 +360,18 @@ class _Run:
 
     def _export(self, model: keras.Model) -> dict[str, Path]:
         paths: dict[str, Path] = {}
+        bits = Endpoint(model).activation_bits
         for spec in self._recipe.export:
             started = time.perf_counter()
             path = self._out / "export" / f"model_{spec.mode}.tflite"
             exported: ExportResult = export_tflite(
-                model if MODES[spec.mode].takes_ranges else remove_fake_quantization(model),
+                model if MODES[spec.mode].takes_ranges == bits else remove_fake_quantization(model),
                 path,
                 mode=spec.mode,
                 io=spec.io,
                 calibration=self._data,
                 class_names=self._data.class_names,
+                simplify=spec.simplify,
             )
             write_companions(exported, spec.target, self._data)
             row = export_row(f"export-{spec.mode}", exported, model, self._data, time.perf_counter() - started)

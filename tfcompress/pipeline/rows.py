@@ -21,7 +21,7 @@ from tfcompress.measure.accuracy import evaluate
 from tfcompress.measure.latency import measure_latency
 from tfcompress.measure.metrics import Metrics
 from tfcompress.measure.size import num_nonzero, num_params
-from tfcompress.techniques.quantize.rewrite import remove_fake_quantization
+from tfcompress.techniques.quantize.removal import remove_fake_quantization
 
 
 def keras_row(stage: str, model: keras.Model, data: Dataset, seconds: float) -> Metrics:

@@ -20,8 +20,11 @@ from tfcompress.train_settings import TrainSettings
 
 # What can stand in `stages:`, as "module:class"; the module is imported only when a recipe is run.
 TECHNIQUES: Mapping[str, str] = {
+    "cluster": "tfcompress.techniques.cluster.stage:Cluster",
     "distill": "tfcompress.techniques.distill.stage:Distill",
+    "factorize": "tfcompress.techniques.factorize.stage:Factorize",
     "prune": "tfcompress.techniques.prune:Prune",
+    "prune_channels": "tfcompress.techniques.channels.stage:PruneChannels",
     "quantize": "tfcompress.techniques.quantize.stage:Quantize",
     "quantize_post_training": "tfcompress.techniques.quantize.post_training:QuantizePostTraining",
     "tfmot_cluster": "tfcompress.techniques.tfmot.stages:TfmotCluster",
@@ -191,12 +194,14 @@ class ExportSpec:
         io: Type of the inputs and outputs of a file of integers; None, by default, for the mode's own. A file of floats
             has float32 ones whatever is asked.
         target: What to write a folder for besides: `android`, `microcontroller` or `edgetpu`; or None.
+        simplify: Whether to simplify the model first.
     """
 
     format: str = "tflite"
     mode: Literal["float32", "float16", "dynamic", "int8", "int8_float_io", "int16x8", "int4"] = "int8"
     io: Literal["int8", "int16", "float32"] | None = None
     target: Literal["android", "microcontroller", "edgetpu"] | None = None
+    simplify: bool = True
 
     @classmethod
     def from_recipe(cls, value: Any, path: KeyPath, source: Source) -> ExportSpec:

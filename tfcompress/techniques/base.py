@@ -122,16 +122,24 @@ class Technique(abc.ABC):
 
     @property
     def keeps_clusters(self) -> bool:
-        """Whether kernels that hold few values hold as few after this technique; by default not."""
+        """Whether kernels that hold few values hold as few after this technique, its training aside; by default not.
+
+        Where a stage trains by `tfcompress.training.fit`, the pipeline keeps them few while it does (`HoldClusters`).
+        """
+        return False
+
+    @property
+    def clusters_channels(self) -> bool:
+        """Whether it is each channel that holds few values, and not the kernel, which no later stage can keep."""
         return False
 
     def check_after(self, earlier: Sequence[Technique]) -> None:
         """Raises a `ModelError` if the technique cannot come after those of earlier stages."""
         clustered = [technique for technique in earlier if technique.makes_clusters]
-        if clustered and not self.keeps_clusters:
+        if clustered and (not self.keeps_clusters or any(technique.clusters_channels for technique in clustered)):
             raise ModelError(
-                f"It trains every weight on its own, and the few values that {type(clustered[-1]).__name__} left would "
-                "be lost. Cluster last, or go on with `tfmot_quantize: {scheme: cluster}`."
+                f"It changes each weight by itself, and the few values that {type(clustered[-1]).__name__} left "
+                "would be lost. Let it come before, or go on with `quantize` or `tfmot_quantize: {scheme: cluster}`."
             )
 
     def teaching(self) -> Any | None:

@@ -4,11 +4,12 @@ A mask acts through `variable.constraint`, which Keras optimizers apply after ev
 precision, several replicas, `steps_per_execution` and custom `train_step`s alike.
 
 Invariant: while masks are installed, a masked weight is exactly zero at every batch end. The model keeps its layers and
-weights; nothing has to be stripped. Left out: which weights to mask (`prune.py`).
+weights; nothing has to be stripped. Left out: which weights to mask (`prune/`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -68,7 +69,7 @@ class HoldMasks(keras.callbacks.Callback):
 
     Args:
         model: The model to hold (the student, when it trains inside a `Distiller`).
-        layers: Names of the layers to hold; by default every layer whose kernel has a zero.
+        layers: Names of the layers to hold; by default every layer that has a zero in a kernel.
 
     Raises:
         InvalidArgumentError: If a layer does not exist or has no kernel.
@@ -82,15 +83,16 @@ class HoldMasks(keras.callbacks.Callback):
 
     def __init__(self, model: keras.Model, layers: Iterable[str] | None = None):
         super().__init__()
-        kernels = {layer.name: layer.kernel for layer in kernel_layers(model)}
-        unknown = sorted(set(layers or ()) - set(kernels))
+        kernels = find_kernels(model)
+        names = {kernel.layer.name for kernel in kernels}
+        unknown = sorted(set(layers or ()) - names)
         if unknown:
-            raise InvalidArgumentError("HoldMasks.layers", f"names among {sorted(kernels)}", unknown)
-        self._kernels = {name: kernel for name, kernel in kernels.items() if layers is None or name in set(layers)}
+            raise InvalidArgumentError("HoldMasks.layers", f"names among {sorted(names)}", unknown)
+        self._kernels = [kernel.variable for kernel in kernels if layers is None or kernel.layer.name in set(layers)]
         self._masks: list[KernelMask] = []
 
     def on_train_begin(self, logs=None):
-        for kernel in self._kernels.values():
+        for kernel in self._kernels:
             keep = keras.ops.convert_to_numpy(kernel) != 0
             if not keep.all():
                 mask = KernelMask(kernel, self.model.distribute_strategy)
@@ -108,12 +110,56 @@ class HoldMasks(keras.callbacks.Callback):
         self.model.make_train_function(force=True)
 
 
-def kernel_layers(model: keras.Model) -> list[keras.layers.Layer]:
-    """The layers of a model, and of models within it, that have a trainable kernel."""
-    found: list[keras.layers.Layer] = []
+@dataclasses.dataclass(frozen=True)
+class Kernel:
+    """A trainable kernel.
+
+    Args:
+        name: The name of its layer, with the way to the kernel behind it where the layer has several:
+            `"lstm/lstm_cell/recurrent_kernel"`.
+        layer: The layer of the model that it is in.
+        owner: The layer that made it: `layer` itself, or one inside of it, such as the cell of a recurrent layer.
+        variable: The Keras variable.
+    """
+
+    name: str
+    layer: keras.layers.Layer
+    owner: keras.layers.Layer
+    variable: keras.Variable
+
+
+def find_kernels(model: keras.Model) -> list[Kernel]:
+    """The trainable kernels of a model and of models within it, each once.
+
+    Those of recurrent cells, of attention and of separable convolutions are among them.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((5, 3)), keras.layers.GRU(4, name="gru")])
+        >>> [kernel.name for kernel in find_kernels(model)]
+        ['gru/gru_cell/kernel', 'gru/gru_cell/recurrent_kernel']
+    """
+    found: list[Kernel] = []
+    seen: set[int] = set()
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            found.extend(kernel_layers(layer))
-        elif isinstance(getattr(layer, "kernel", None), keras.Variable) and layer.kernel.trainable:
-            found.append(layer)
+            inner = find_kernels(layer)
+        else:
+            owned = [
+                (owner, variable)
+                for owner in layer._flatten_layers()
+                for variable in owner._trainable_variables
+                if variable.name.endswith("kernel") and variable.trainable
+            ]
+            inner = [
+                Kernel(layer.name if len(owned) == 1 else _path_within(layer, variable), layer, owner, variable)
+                for owner, variable in owned
+            ]
+        found.extend(kernel for kernel in inner if id(kernel.variable) not in seen)
+        seen.update(id(kernel.variable) for kernel in inner)
     return found
+
+
+def _path_within(layer: keras.layers.Layer, variable: keras.Variable) -> str:
+    parts = variable.path.split("/")
+    start = parts.index(layer.name) if layer.name in parts else len(parts) - 2
+    return "/".join([layer.name, *parts[start + 1 :]])

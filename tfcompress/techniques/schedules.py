@@ -1,7 +1,7 @@
 """Pruning schedules: TFMOT's own, found by name, and read ahead for the steps that a training plans.
 
-Invariant: a schedule is asked exactly as TFMOT asks it, `schedule(step) -> (should_prune, sparsity)`; nothing here
-computes a sparsity of its own. Left out: what is done with the answer (`prune.py`).
+Invariant: a schedule is asked exactly as TFMOT asks it, `schedule(step) -> (should_prune, sparsity)`. Only the rounds
+of `iterative` are our own, since TFMOT has none. Left out: what is done with the answer (`prune/`).
 """
 
 from __future__ import annotations
@@ -111,9 +111,67 @@ def constant_sparsity(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class PruningRounds:
+    """Prunes in rounds, each of which leaves the same share of the weights that the round before left.
+
+    Args:
+        final_sparsity: Share of zeros after the last round, in (0, 1).
+        steps: The steps of the prunings, rising.
+    """
+
+    final_sparsity: float
+    steps: tuple[int, ...]
+
+    def __call__(self, step: Any) -> tuple[Any, Any]:
+        prunings = tf.constant(self.steps, tf.int64)
+        step = tf.cast(step, tf.int64)
+        rounds = tf.cast(tf.reduce_sum(tf.cast(prunings <= step, tf.int64)), tf.float32)
+        sparsity = 1.0 - (1.0 - self.final_sparsity) ** (rounds / len(self.steps))
+        return tf.reduce_any(prunings == step), sparsity
+
+    def get_config(self) -> dict[str, Any]:
+        return {"class_name": "PruningRounds", "config": {"final_sparsity": self.final_sparsity, "steps": self.steps}}
+
+
+def iterative(
+    total_steps: int, *, final_sparsity: float, rounds: int = 5, begin: float = 0.0, end: float = 0.75
+) -> Schedule:
+    """Rounds of pruning and training: Han's iterative pruning, and with rewinding that of the lottery ticket.
+
+    Args:
+        total_steps: Planned training steps.
+        final_sparsity: Share of zeros after the last round, in (0, 1).
+        rounds: How many prunings, at least 1, evenly from `begin` to `end`.
+        begin: Share of the training before the first pruning, in [0, end).
+        end: Share of the training at the last pruning, in (begin, 1]; the rest recovers accuracy.
+
+    Raises:
+        InvalidArgumentError: If an argument is out of its range, or there are more rounds than steps for them.
+
+    Example:
+        >>> iterative(100, final_sparsity=0.75, rounds=2).steps
+        (0, 75)
+
+    Reference:
+        Han et al., "Learning both Weights and Connections for Efficient Neural Networks", 2015,
+        https://arxiv.org/abs/1506.02626; Frankle, Carbin, "The Lottery Ticket Hypothesis", 2019,
+        https://arxiv.org/abs/1803.03635
+    """
+    _check_sparsity("iterative.final_sparsity", final_sparsity)
+    begin_step, end_step = _steps("iterative", begin, end, total_steps)
+    steps = tuple(int(step) for step in np.linspace(begin_step, end_step, rounds)) if rounds >= 1 else ()
+    if rounds == 1:
+        steps = (end_step,)
+    if not steps or len(set(steps)) < rounds:
+        raise InvalidArgumentError("iterative.rounds", f"1 to {end_step - begin_step + 1}", rounds)
+    return PruningRounds(final_sparsity, steps)
+
+
 SCHEDULES: dict[str, Callable[..., Schedule]] = {
     "polynomial_decay": polynomial_decay,
     "constant_sparsity": constant_sparsity,
+    "iterative": iterative,
 }
 
 

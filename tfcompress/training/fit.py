@@ -101,7 +101,11 @@ def fit(
     best = BestEpoch(replica, settings.early_stopping, settings.keep == "best")
     own = [] if callbacks is None else list(callbacks(replica))
     best.others = own
-    record = EpochCheckpoint(checkpoint, key, lambda: [*replica.variables, *trainable.optimizer.variables], best)
+    # What a callback has to remember from epoch to epoch it shows as `variables`.
+    state = [variable for callback in own for variable in getattr(callback, "variables", ())]
+    record = EpochCheckpoint(
+        checkpoint, key, lambda: [*replica.variables, *trainable.optimizer.variables, *state], best
+    )
     first_epoch = record.restore()
     if first_epoch < settings.epochs and not best.exhausted:
         bar = [] if label is None else [ProgressBar(label, settings.epochs, steps)]

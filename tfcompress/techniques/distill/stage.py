@@ -49,6 +49,10 @@ class Distill(Technique):
     def __post_init__(self):
         distillation_loss(self.kind, self.temperature, self.weight)
 
+    @property
+    def keeps_clusters(self) -> bool:
+        return True
+
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         return context.train(model).model
 

@@ -151,6 +151,10 @@ class TfmotCluster(_InTfKeras):
         check_clusters("tfmot_cluster", self.number_of_clusters, self.centroids, bool(self.preserve_sparsity))
         check_log_dir("tfmot_cluster", self.log_dir)
 
+    @property
+    def clusters_channels(self) -> bool:
+        return self.per_channel
+
     def check_after(self, earlier: Sequence[Technique]) -> None:
         super().check_after(earlier)
         if any(technique.makes_zeros for technique in earlier):

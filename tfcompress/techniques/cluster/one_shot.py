@@ -1,0 +1,93 @@
+"""`cluster`: weight sharing without training.
+
+Invariant: the input model is unchanged; what comes out is a plain Keras model of the same layers. Left out: getting
+accuracy back by training, which `WeightClustering` and `HoldClusters` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfcompress.graph.normalized_sums import make_factors_positive, normalized_sums
+from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluster_kernel
+from tfcompress.techniques.cluster.selection import clusterable_kernels
+from tfcompress.techniques.shared_values import MOST_VALUES, holds_few_values, kernels_of
+from tfcompress.training.copying import copy_model
+
+
+def cluster(
+    model: keras.Model,
+    clusters: int = 16,
+    *,
+    init: str | Init = "k-means++",
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+) -> keras.Model:
+    """A copy of `model` whose kernels hold few values each: the nearest ones, by k-means.
+
+    Args:
+        model: A built Keras model. It is not changed.
+        clusters: Values that each kernel may hold, in [2, 256]. In a kernel with zeros one of them is zero, and zeros
+            stay where they are.
+        init: Where the values start: `"k-means++"` (far from each other, the best of several random starts), `"linear"`
+            (equal distances from the smallest to the largest weight), `"density"` (as many weights between each two),
+            or a callable that takes the sorted weights that are not zero, the number of values and a NumPy random
+            generator, and gives an array of them.
+        include: Patterns of layer names (`fnmatch`, such as `"conv*"`) to cluster; by default every kernel of more
+            weights than clusters is clustered, but depthwise ones.
+        exclude: Patterns of layer names not to cluster.
+        seed: Seed of a random start.
+
+    Returns:
+        A new model of the same layers.
+
+    Raises:
+        InvalidArgumentError: If an argument is out of its range.
+        ModelError: If the model cannot be copied, has nothing to cluster, or is quantization-aware already, with scales
+            of channels.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name="hidden")])
+        >>> len(np.unique(cluster(model, 4).get_layer("hidden").kernel.numpy()))
+        4
+
+    Reference:
+        Han et al., "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained Quantization and Huffman
+        Coding", 2015, https://arxiv.org/abs/1510.00149
+    """
+    check_clusters("cluster", clusters, init, MOST_VALUES)
+    clustered = copy_model(model)
+    cluster_in_place(clustered, clusterable_kernels(clustered, clusters, include, exclude), clusters, init, seed)
+    return clustered
+
+
+def cluster_in_place(
+    model: keras.Model, kernels: Sequence[Any], clusters: int, init: str | Init = "k-means++", seed: int = 0
+) -> None:
+    """Makes kernels of a model hold few values, in the integer file too.
+
+    Where a BatchNormalization follows that the file folds into a kernel, the signs of its negative factors go into the
+    kernel first, which changes nothing: in the file they would turn the signs of a channel's integers around.
+
+    Args:
+        model: The model, which is changed.
+        kernels: Its variables that are clustered.
+        clusters: Values that each kernel may hold.
+        init: See `cluster`.
+        seed: Seed of a random start.
+    """
+    chosen = {id(kernel) for kernel in kernels}
+    for layer, norm in normalized_sums(model):
+        if any(id(kernel) in chosen and not holds_few_values(_numpy(kernel)) for kernel in kernels_of(layer)):
+            make_factors_positive(layer, norm)
+    for kernel in kernels:
+        kernel.assign(cluster_kernel(_numpy(kernel), clusters, init, seed=seed))
+
+
+def _numpy(variable: Any) -> np.ndarray:
+    return keras.ops.convert_to_numpy(variable)

@@ -1,0 +1,119 @@
+"""Gradients as a training computes them, for criteria that need them.
+
+A callback sees no gradients, and a loss computed beside the training would not be that of a custom `train_step`, a
+teacher or an augmented batch. So the optimizer is listened to: every `train_step` hands its gradients to
+`optimizer.apply`. What a criterion makes of them is summed into variables in the same compiled step, which costs a few
+operations on each weight and no further pass through the network.
+
+Invariant: the optimizer does what it did, and once `remove` is called it is as it was. Left out: `train_step`s that
+write to weights without `model.optimizer`; there is nothing to listen to, and `read` says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.errors import TrainingError
+
+Observe = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+
+class GradientWatch:
+    """Sums what `observe` makes of kernels and their gradients, step by step.
+
+    Args:
+        kernels: The Keras variables to watch.
+        observe: Called with a kernel before the step and its gradient, as float32 tensors.
+        strategy: The distribution strategy that the kernels live in.
+        last_only: Whether only the last step counts, in the place of the sum.
+    """
+
+    def __init__(self, kernels: Sequence[Any], observe: Observe, strategy: Any, *, last_only: bool = False):
+        self._kernels = list(kernels)
+        self._observe = observe
+        self._last_only = last_only
+        with strategy.scope():
+            # Each replica sums its own; reading adds them up.
+            options: dict[str, Any] = {
+                "trainable": False,
+                "synchronization": tf.VariableSynchronization.ON_READ,
+                "aggregation": tf.VariableAggregation.SUM,
+            }
+            self.sums = [tf.Variable(tf.zeros(kernel.shape), **options) for kernel in self._kernels]
+            self.steps = tf.Variable(0.0, **options)
+        self._optimizer: Any = None
+        self._hook: Any = None
+
+    @property
+    def variables(self) -> list[tf.Variable]:
+        """What a resumed training needs."""
+        return [*self.sums, self.steps]
+
+    def install(self, optimizer: Any) -> None:
+        """Starts to listen. A step that was compiled before has to be compiled anew."""
+        # Under loss scaling the inner optimizer gets the gradients unscaled, and only where they are finite.
+        self._optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        original = self._optimizer.apply
+
+        def apply(grads: Any, trainable_variables: Any = None) -> Any:
+            variables = self._optimizer._trainable_variables if trainable_variables is None else trainable_variables
+            grads, variables = list(grads), list(variables)
+            if self._hook is apply:
+                self._take(grads, variables)
+            return original(grads, variables)
+
+        self._hook = apply
+        # Past Keras's attribute tracking, which is for variables.
+        object.__setattr__(self._optimizer, "apply", apply)
+
+    def remove(self) -> None:
+        """Stops listening."""
+        if self._optimizer is not None and self._optimizer.__dict__.get("apply") is self._hook:
+            object.__delattr__(self._optimizer, "apply")
+        self._hook = None
+
+    def read(self) -> list[np.ndarray]:
+        """The sum for each kernel.
+
+        Raises:
+            TrainingError: If no gradient came by since the last `reset`.
+        """
+        if not self.seen:
+            raise TrainingError(
+                "The pruning criterion needs gradients, and none came by: this model's `train_step` does not give them "
+                "to `model.optimizer`. Call `self.optimizer.apply_gradients` there, or prune by `criterion: l1`."
+            )
+        return [keras.ops.convert_to_numpy(_read(total)) for total in self.sums]
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was a step since the last `reset`."""
+        return bool(keras.ops.convert_to_numpy(_read(self.steps)) > 0)
+
+    def reset(self) -> None:
+        """Starts the sums anew."""
+        for variable in self.variables:
+            variable.assign(tf.zeros(variable.shape))
+
+    def _take(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
+        places = {id(kernel): at for at, kernel in enumerate(self._kernels)}
+        for gradient, variable in zip(grads, variables, strict=True):
+            at = places.get(id(variable))
+            if at is None or gradient is None:
+                continue
+            value = tf.cast(tf.convert_to_tensor(variable), tf.float32)
+            observed = self._observe(value, tf.cast(tf.convert_to_tensor(gradient), tf.float32))
+            if self._last_only:
+                self.sums[at].assign(observed)
+            else:
+                self.sums[at].assign_add(observed)
+        self.steps.assign_add(1.0)
+
+
+def _read(variable: tf.Variable) -> tf.Tensor:
+    return variable.read_value()

@@ -1,0 +1,216 @@
+"""Shared values: kernels that keep holding few distinct values while they train.
+
+A kernel in which weights are equal is a table of a few values and, for each weight, which of them it is. Training it
+means to train the table. That acts through `variable.constraint`, which Keras optimizers apply after every step, as
+masks do (`masks.py`): with `jit_compile`, mixed precision, several replicas, `steps_per_execution` and custom
+`train_step`s alike.
+
+Invariant: while shared values are installed, weights that were equal at the start are equal at every batch end, and
+those that were zero are exactly zero. The model keeps its layers and weights; nothing has to be stripped, and the
+kernel itself says which weights belong together. Left out: choosing the values (`cluster/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfcompress.graph.normalized_sums import normalized_sums
+
+# What the integers of a file can tell apart.
+MOST_VALUES = 256
+# How the names of variables end that Keras calls a kernel in one layer or another.
+_KERNELS = ("kernel", "embeddings")
+
+
+class _Held(keras.constraints.Constraint):
+    """What holds of one variable after each step, from construction on, until it is removed.
+
+    Args:
+        variable: A trainable Keras variable; a constraint that it has already is applied before.
+    """
+
+    def __init__(self, variable: Any):
+        self.variable = variable
+        self._own_constraint: Callable | None = variable.constraint
+        self._installed = True
+        variable.constraint = self
+
+    def __call__(self, value: Any) -> Any:
+        if self._own_constraint is not None:
+            value = self._own_constraint(value)
+        value = tf.convert_to_tensor(value)
+        return self.hold(value) if self._installed else value
+
+    def hold(self, value: tf.Tensor) -> tf.Tensor:
+        """The value as it must be."""
+        raise NotImplementedError
+
+    def reapply(self) -> None:
+        """Holds it again, after something wrote to the variable past the optimizer's constraints."""
+        self.variable.assign(self(tf.convert_to_tensor(keras.ops.convert_to_numpy(self.variable))))
+
+    def remove(self) -> None:
+        """Gives the variable the constraint back that it had, or steps aside where another one came on top."""
+        self._installed = False
+        if self.variable.constraint is self:
+            self.variable.constraint = self._own_constraint
+
+
+class PositiveFactors(_Held):
+    """Factors of a BatchNormalization that stay positive: a negative one would turn the signs of a channel's integers
+    around, and a kernel of few values would be one of twice as many."""
+
+    def hold(self, value: tf.Tensor) -> tf.Tensor:
+        return tf.maximum(value, tf.zeros((), value.dtype))
+
+
+class SharedValues(_Held):
+    """Makes weights that are equal now stay equal: the constraint of one variable, from construction on.
+
+    After each step of the optimizer every group of equal weights gets the mean of its new values. With plain gradient
+    descent that moves the value of a group by the learning rate times the *mean* of its weights' gradients. Han et al.
+    take their sum, which for a group of n weights is n times as far: a step that grows with the size of the kernel.
+
+    Args:
+        variable: A trainable Keras variable; a constraint that it has already is applied before.
+        strategy: The distribution strategy that the variable lives in, if any.
+
+    Example:
+        >>> variable = keras.Variable([1.0, 2.0, 1.0, 0.0])
+        >>> shared = SharedValues(variable)
+        >>> shared(tf.constant([1.25, 3.0, 1.75, 9.0])).numpy().tolist()
+        [1.5, 3.0, 1.5, 0.0]
+
+    Reference:
+        Han et al., "Deep Compression", 2015, section 3, https://arxiv.org/abs/1510.00149
+    """
+
+    def __init__(self, variable: Any, strategy: Any = None):
+        kernel = keras.ops.convert_to_numpy(variable)
+        values, first, groups, counts = np.unique(kernel, return_index=True, return_inverse=True, return_counts=True)
+        self._size = len(values)
+        scope = (strategy or tf.distribute.get_strategy()).scope
+        with scope():
+            # Variables, since a constant as large as the kernel would be copied into every compiled step.
+            self._groups = tf.Variable(groups.reshape(-1).astype("int32"), trainable=False)
+            self._first = tf.Variable(first.astype("int32"), trainable=False)
+            # Zero for the group of zeros: pruned weights do not come back.
+            self._share = tf.Variable((1 / counts).astype("float32"), trainable=False)
+            self._alive = tf.Variable((values != 0).astype("float32"), trainable=False)
+        super().__init__(variable)
+
+    def hold(self, value: tf.Tensor) -> tf.Tensor:
+        flat = tf.cast(tf.reshape(value, [-1]), tf.float32)
+        groups = tf.convert_to_tensor(self._groups)
+        # The mean as one member and the mean distance from it: a sum of a million equal numbers, divided by a million,
+        # would not be that number in float32.
+        member = tf.gather(flat, tf.convert_to_tensor(self._first))
+        distance = tf.math.unsorted_segment_sum(flat - tf.gather(member, groups), groups, self._size)
+        mean = (member + distance * self._share) * self._alive
+        return tf.cast(tf.reshape(tf.gather(mean, groups), value.shape), value.dtype)
+
+
+class HoldClusters(keras.callbacks.Callback):
+    """Keeps the few values that the kernels of a model have when training begins.
+
+    What `WeightClustering`, `cluster` or another stage made few stays few through any later training: fine-tuning,
+    distillation, quantization-aware training. The values themselves are trained; zeros stay zero.
+
+    Args:
+        model: The model to hold (the student, when it trains inside a `Distiller`). Every kernel of at most 256 values,
+            fewer than it has weights, is held.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="y")])
+        >>> model.layers[0].kernel.assign([[0.5, 1.0], [1.0, 0.5]]).shape
+        TensorShape([2, 2])
+        >>> model.compile("sgd", "mse")
+        >>> _ = model.fit(np.ones((4, 2)), np.ones((4, 2)), verbose=0, callbacks=[HoldClusters(model)])
+        >>> len(np.unique(model.layers[0].kernel.numpy()))
+        2
+    """
+
+    def __init__(self, model: keras.Model):
+        super().__init__()
+        self._clustered = model
+        self._held: list[_Held] = []
+
+    def on_train_begin(self, logs=None):
+        kernels = [kernel for _, kernels in trained_kernels(self._clustered) for kernel in kernels]
+        few = [kernel for kernel in kernels if holds_few_values(keras.ops.convert_to_numpy(kernel))]
+        self._held = share(self.model, self._clustered, few)
+
+    def on_train_end(self, logs=None):
+        release(self.model, self._held)
+        self._held = []
+
+
+def share(trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any]) -> list[_Held]:
+    """Installs shared values on kernels of a model, and positive factors on what is folded into them.
+
+    Args:
+        trained: The model that is about to be trained.
+        clustered: The same, or its student.
+        kernels: Variables of `clustered`.
+    """
+    held: list[_Held] = [SharedValues(kernel, trained.distribute_strategy) for kernel in kernels]
+    chosen = {id(kernel) for kernel in kernels}
+    for layer, norm in normalized_sums(clustered):
+        is_shared = any(id(kernel) in chosen for kernel in kernels_of(layer))
+        if is_shared and norm.gamma.trainable and keras.ops.convert_to_numpy(norm.gamma).min() >= 0:
+            held.append(PositiveFactors(norm.gamma))
+    # A step that was compiled before knows nothing of them.
+    trained.make_train_function(force=True)
+    return held
+
+
+def release(trained: keras.Model, held: Sequence[_Held]) -> None:
+    """Removes what `share` installed when training has ended."""
+    for each in held:
+        # An optimizer that averages weights overwrites them at the end.
+        each.reapply()
+        each.remove()
+    # The compiled step still has them in it.
+    trained.make_train_function(force=True)
+
+
+def holds_few_values(kernel: np.ndarray) -> bool:
+    """Whether a kernel has at most 256 values, and fewer than weights."""
+    return len(np.unique(kernel)) <= min(MOST_VALUES, kernel.size - 1)
+
+
+def shares_values(kernel: np.ndarray) -> bool:
+    """Whether weights that are not zero have few values between them, so that scales of channels would tell them apart.
+
+    Zeros are equal in a pruned kernel too, and are so under any scale.
+
+    Example:
+        >>> shares_values(np.array([0.5, 0.25, 0.5])), shares_values(np.array([0.5, 0.0, 0.0]))
+        (True, False)
+    """
+    nonzero = kernel[kernel != 0]
+    return nonzero.size > 0 and holds_few_values(nonzero)
+
+
+def trained_kernels(model: keras.Model) -> list[tuple[keras.layers.Layer, list[Any]]]:
+    """Each layer that has trainable kernels or tables, with these; layers of nested models too."""
+    found: list[tuple[keras.layers.Layer, list[Any]]] = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            found += trained_kernels(layer)
+            continue
+        kernels = [kernel for kernel in kernels_of(layer) if kernel.trainable]
+        if kernels:
+            found.append((layer, kernels))
+    # A layer that is used in several nested models is listed by each.
+    return list({id(layer): (layer, kernels) for layer, kernels in found}.values())
+
+
+def kernels_of(layer: keras.layers.Layer) -> list[Any]:
+    """The kernels and tables of a layer, those within it too."""
+    return [variable for variable in layer.weights if variable.name.endswith(_KERNELS)]
