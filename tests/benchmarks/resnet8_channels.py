@@ -27,7 +27,8 @@ BATCH, VALIDATION, TEMPERATURE = 128, 1000, 4.0
 
 
 def load(data_dir):
-    data = tfc.load_dataset("cifar10", data_dir=data_dir, download=False, input_range=(0, 255), validation_fraction=0.02)
+    settings = {"download": False, "input_range": (0, 255), "validation_fraction": 0.02}
+    data = tfc.load_dataset("cifar10", data_dir=data_dir, **settings)
     splits = {}
     for split in ("train", "validation", "test"):
         batches = list(data.batches(split, 1000).as_numpy_iterator())
