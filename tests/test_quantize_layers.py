@@ -13,10 +13,10 @@ from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.layers import FakeQuantize
 from tfcompress.techniques.quantize import quantize_aware
 from tfcompress.techniques.quantize.calibrate import fake_quantize_layers
+from tfcompress.techniques.quantize.removal import remove_fake_quantization
 from tfcompress.techniques.quantize.rewrite import (
     QuantizationSpec,
     insert_fake_quantization,
-    remove_fake_quantization,
 )
 
 IMAGE, SEQUENCE, VECTOR, TOKENS, FRAMES = (8, 8, 4), (10, 6), (12,), (10,), (3, 6, 6, 2)
