@@ -37,6 +37,7 @@ EXTRAS_REQUIRE = {
         "mypy>=1.10",
         "pytest>=8",
         "pytest-timeout>=2.3",
+        "pytest-xdist>=3.6",
         "ruff>=0.9",
         "types-PyYAML>=6",
         *NOTEBOOK_RUNNER,

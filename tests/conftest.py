@@ -11,6 +11,8 @@ import pytest
 
 
 def pytest_configure(config):
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        return  # Two other processes run the tests.
     import tensorflow as tf
 
     # Devices can be split only before TensorFlow first uses them.

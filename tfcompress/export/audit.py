@@ -35,8 +35,8 @@ NUMPY_TYPES = {
 }  # fmt: skip
 REMEDIES = {
     "ELU": "use ReLU, ReLU6, HardSwish or LeakyReLU, which have int8 kernels",
-    "SQUARE": "write `x * x` instead of a square",
-    "NEG": "write `0.0 - x` instead of a negation",
+    "SQUARE": "`quantize_post_training` and `quantize_aware` write it in integers; in code of your own, write `x * x`",
+    "NEG": "`quantize_post_training` and `quantize_aware` write it in integers; in code of your own, write `0.0 - x`",
     "CONV_3D": "use 2D convolutions, or export with mode='float32'",
     "FAKE_QUANT": "the converter could not use this fake-quant: place it on a kernel, an input or an output",
 }

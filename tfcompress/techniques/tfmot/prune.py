@@ -153,9 +153,9 @@ def _check_zeros(
                 continue
             assert target is not None
             total, kept = count_blocks(kernel, block_size)
-            # TFMOT keeps at least one, rounds in float32, and keeps all that equal the last one: among 100,000 and more
+            # TFMOT keeps at least one, rounds in float32, and keeps all that equal the last one: among 10,000 and more
             # random floats some do.
-            allowed = max(int(np.round(np.float32(total) * np.float32(1 - np.float32(target)))), 1) + total // 100_000
+            allowed = max(int(np.round(np.float32(total) * np.float32(1 - np.float32(target)))), 1) + total // 10_000
             if kept > allowed:
                 raise TrainingError(
                     f"Layer {name!r} has {kept} of {total} weights or blocks left, and only {allowed} may be at a "
