@@ -91,7 +91,11 @@ def test_starts_are_what_they_say():
     assert set(INITS["k-means++"](ordered, 5, rng)) <= set(ordered)
 
 
-@pytest.mark.parametrize("init", [*INITS, lambda ordered, clusters, rng: ordered[:clusters]], ids=str)
+@pytest.mark.parametrize(
+    "init",
+    [*INITS, lambda ordered, clusters, rng: ordered[:clusters]],
+    ids=lambda init: init if isinstance(init, str) else "own",
+)
 def test_a_kernel_holds_as_many_values_as_asked_for_and_its_zeros(init):
     kernel = np.random.default_rng(3).normal(size=(3, 3, 4, 8)).astype("float32")
     kernel[np.random.default_rng(4).uniform(size=kernel.shape) < 0.3] = 0
