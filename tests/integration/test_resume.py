@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Long enough in its second training that it can be caught there.
 KILLED = """
 seed: 5
-data: {name: digits, limit_train: 256, batch_size: 64, augment: {shift: 1}}
+data: {name: digits, limit_train: 1024, batch_size: 64, augment: {shift: 1}}
 teacher: {model: mlp, widths: [16], train: {epochs: 1}}
 student: {model: mlp, widths: [24, 24]}
 stages:

@@ -23,9 +23,10 @@ def normalized_sums(model: keras.Model) -> list[tuple[Any, layers.BatchNormaliza
     """Each dense layer or convolution with factors for its channels, and the BatchNormalization that has these.
 
     Args:
-        model: A built model; one without a graph has none that can be known.
+        model: A built model; one without a graph, or with a model in it that has none, has no sum that can be known.
     """
-    if not has_graph(model):
+    models = [part for part in model._flatten_layers() if isinstance(part, keras.Model)]
+    if not all(map(has_graph, models)):
         return []
     traced = trace(model, allow_equal_names=True)
     uses: dict[int, list[int]] = {}
