@@ -213,3 +213,14 @@ def test_copies_compute_in_one_precision_and_give_float32():
     mixed = copy_model(nested, "mixed_float16")
     assert mixed.get_layer("inner").get_layer("hidden").compute_dtype == "float16"
     assert mixed(np.zeros((1, 8, 8, 1), "float32")).dtype == "float32"
+
+
+def test_copies_of_models_with_arithmetic_on_tensors_and_slices():
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(4)(keras.ops.relu(inputs * 2.0 - 1.0)[:, 1:4])
+    model = keras.Model(inputs, keras.ops.concatenate([hidden, hidden / 3.0]))
+    x = np.random.default_rng(0).uniform(-1, 1, (5, 6)).astype("float32")
+    copy = copy_model(model)
+    np.testing.assert_array_equal(copy(x), model(x))
+    copy.set_weights([weight + 1.0 for weight in copy.get_weights()])
+    assert np.abs(copy(x) - model(x)).max() > 0.1

@@ -38,7 +38,9 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
     has_graph = hasattr(model, "operations") or isinstance(model, keras.Sequential)
     last = _output_layers(model) if has_graph else set()
 
-    def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
+    def clone(layer: keras.Operation) -> keras.Operation:
+        if not isinstance(layer, keras.layers.Layer):
+            return layer  # An operation, such as `x * 2.0`, has no state.
         if layer.dtype_policy.name not in FLOAT_POLICIES:
             return copy_layer(layer)
         return copy_layer(layer, dtype="float32" if id(layer) in last else precision)
