@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from absl import app, flags
 
 import tfcompress as tfc
+from tfcompress import command_flags, files
 from tfcompress.command_help import Command, help_of, overview
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def _simplify(arguments: Sequence[str], values: flags.FlagValues) -> None:
         load, simplify = tfc.load, tfc.simplify_with_certificate
     data = _load_data(values, input_range) if values.data else None
     simplified, certificate = simplify(load(arguments[0]), data=data)
-    simplified.save(arguments[1])
+    with files.atomic_path(arguments[1]) as temporary:
+        simplified.save(temporary)
     print(certificate)
     print(f"{arguments[1]}: {os.path.getsize(arguments[1]):,} bytes")
 
@@ -276,123 +278,61 @@ def _quiet_start() -> Iterator[None]:
             os.dup2(original, 2)
 
 
-def _flag_values() -> flags.FlagValues:
-    values = flags.FlagValues()
-    values.set_gnu_getopt(True)  # flags may stand before, between and after the arguments
-    return values
-
-
-def _run_flags() -> flags.FlagValues:
-    own = _flag_values()
-    flags.DEFINE_string("out", None, "Folder for the results; runs/<recipe name> by itself.", flag_values=own)
-    flags.DEFINE_multi_string(
-        "set",
-        [],
-        "Changes one key of the recipe, as key.path=value; may be given many times. A stage is named by its name or "
-        "its index: --set stages.prune.train.epochs=3.",
-        flag_values=own,
-    )
-    flags.DEFINE_bool("overwrite", False, "Replace another recipe's results in the folder.", flag_values=own)
-    flags.DEFINE_bool("progress", True, "Show progress bars and the table.", flag_values=own)
-    return own
-
-
-def _data_flags(own: flags.FlagValues) -> flags.FlagValues:
-    flags.DEFINE_string("data", None, "Name of the data: digits, or a name of TFDS.", flag_values=own)
-    flags.DEFINE_string("data_dir", None, "Folder of prepared TFDS data.", flag_values=own)
-    flags.DEFINE_bool("download", True, "Fetch data that is not there.", flag_values=own)
-    flags.DEFINE_list("input_range", ["0", "1"], "Pixel range LOW,HIGH of the model's input.", flag_values=own)
-    return own
-
-
-def _export_flags() -> flags.FlagValues:
-    own = _data_flags(_flag_values())
-    modes = ["float32", "float16", "dynamic", "int8", "int8_float_io", "int16x8", "int4"]
-    flags.DEFINE_enum("mode", "int8", modes, f"Arithmetic: {', '.join(modes)}.", flag_values=own)
-    text = "Inputs and outputs of a file of integers: int8, int16 or float32; by itself the mode's own."
-    flags.DEFINE_enum("io", None, ["int8", "int16", "float32"], text, flag_values=own)
-    targets = ["android", "microcontroller", "edgetpu"]
-    text = "Writes a folder beside OUT with what this target needs: android, microcontroller or edgetpu."
-    flags.DEFINE_enum("target", None, targets, text, flag_values=own)
-    return own
-
-
-def _sensitivity_flags() -> flags.FlagValues:
-    own = _data_flags(_flag_values())
-    flags.DEFINE_string("out", None, "Folder for the table, the picture and the file.", flag_values=own)
-    text = (
-        "Writes an int8 file too, with the most sensitive layers in float until its accuracy on the validation split "
-        "is at most this share below that of the float file: 0.002 is 0.2 points."
-    )
-    flags.DEFINE_float("max_accuracy_drop", None, text, lower_bound=0.0, upper_bound=1.0, flag_values=own)
-    flags.DEFINE_bool("progress", True, "Show progress bars.", flag_values=own)
-    return own
-
-
-def _evaluate_flags() -> flags.FlagValues:
-    own = _data_flags(_flag_values())
-    splits = ["train", "validation", "test"]
-    flags.DEFINE_enum("split", "test", splits, "Split: train, validation or test.", flag_values=own)
-    flags.DEFINE_integer("batch_size", 256, "Samples at a time.", lower_bound=1, flag_values=own)
-    flags.DEFINE_integer("limit", None, "Stop after so many samples.", lower_bound=1, flag_values=own)
-    return own
-
-
 COMMANDS = {
     "run": Command(
         ("RECIPE",),
         "Runs a recipe, or what is left of it: trains, compresses, exports, measures, reports.",
         _run,
-        _run_flags(),
+        command_flags.run_flags(),
         "tfcompress run configs/digits.yaml --set stages.prune.train.epochs=3",
     ),
     "inspect": Command(
         ("FILE",),
         "Shows layers, parameters, MACs, sparsity and bytes of a .keras, .h5 or .tflite file.",
         _inspect,
-        _flag_values(),
+        command_flags.no_flags(),
         "tfcompress inspect runs/digits/export/model_int8.tflite",
     ),
     "export": Command(
         ("MODEL", "OUT.tflite"),
         "Exports a Keras model file to a .tflite file that is audited, run and compared.",
         _export,
-        _export_flags(),
+        command_flags.export_flags(),
         "tfcompress export model.keras model.tflite --data digits",
     ),
     "slim": Command(
         ("IN.tflite", "OUT.tflite"),
         "Rewrites a .tflite file to its fewest bytes, with outputs that are the same to the bit.",
         _slim,
-        _flag_values(),
+        command_flags.no_flags(),
         "tfcompress slim model.tflite smaller.tflite",
     ),
     "simplify": Command(
         ("MODEL", "OUT.keras"),
         "Makes a Keras model file smaller without changing what it computes, and proves it.",
         _simplify,
-        _data_flags(_flag_values()),
+        command_flags.data_flags(),
         "tfcompress simplify model.keras simpler.keras",
     ),
     "sensitivity": Command(
         ("MODEL",),
         "Measures what each layer of a Keras model file loses by int8; keeps the worst in float on demand.",
         _sensitivity,
-        _sensitivity_flags(),
+        command_flags.sensitivity_flags(),
         "tfcompress sensitivity model.keras --data digits --out sensitivity --max_accuracy_drop 0.002",
     ),
     "evaluate": Command(
         ("MODEL",),
         "Measures accuracy and loss of a .keras, .h5 or .tflite file on a data set.",
         _evaluate,
-        _evaluate_flags(),
+        command_flags.evaluate_flags(),
         "tfcompress evaluate runs/digits/export/model_int8.tflite --data digits",
     ),
     "list": Command(
         (),
         "Lists techniques, model families, losses, schedules, data and export modes.",
         _list,
-        _flag_values(),
+        command_flags.no_flags(),
         "tfcompress list",
     ),
 }
