@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from keras import layers
 
 from tfcompress.data import from_arrays
 from tfcompress.export import flatbuffer
+from tfcompress.train_settings import TrainSettings
+from tfcompress.training.fit import fit
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -69,6 +74,111 @@ def blob_dataset(count: int = 128, **options):
     """The same as a `Dataset`, with a validation and a test split of half the size."""
     validation, test = blobs(count // 2, seed=1, **options), blobs(count // 2, seed=2, **options)
     return from_arrays(*blobs(count, **options), name="blobs", validation=validation, test=test)
+
+
+class OwnStep(keras.Model):
+    """Trains another model by a `train_step` of its own."""
+
+    def __init__(self, inner: keras.Model):
+        super().__init__()
+        self.inner = inner
+
+    def call(self, inputs, training=False):
+        return self.inner(inputs, training=training)
+
+    def train_step(self, data):
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.loss_of(x, y)
+        variables = self.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        return {"loss": loss}
+
+    def loss_of(self, x, y):
+        return self.compute_loss(x, y, self(x, training=True))
+
+
+class BatchEnds(keras.callbacks.Callback):
+    """Notes a variable at each batch end."""
+
+    def __init__(self, variable: keras.Variable):
+        super().__init__()
+        self.variable, self.seen = variable, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append(keras.ops.convert_to_numpy(self.variable).copy())
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+class KillAfter(keras.callbacks.Callback):
+    def __init__(self, epochs: int):
+        super().__init__()
+        self.epochs = epochs
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epochs:
+            raise Killed
+
+
+def whole_and_resumed(run: Callable[..., Any], checkpoint: Path, *, kill_after: int) -> tuple[Any, Any]:
+    """What a training `run(checkpoint, *callbacks)` gives that runs through, and one that is killed and run again."""
+    whole = run(None)
+    with pytest.raises(Killed):
+        run(checkpoint, KillAfter(kill_after))
+    return whole, run(checkpoint)
+
+
+def check_resumes_from_a_saved_model(make: Callable[[keras.Model], keras.callbacks.Callback], folder: Path):
+    """Checks that a callback is resumed by no more than the saved model and its optimizer.
+
+    Args:
+        make: Gives the callback for a model.
+        folder: Where the model is saved after two of four epochs.
+
+    Returns:
+        The kernel of the layer `second` as it was saved.
+    """
+    x, y = blobs(shape=(8,))
+
+    def epochs(model, first, *more):
+        # The plan is the same before the interruption: it ends with the last epoch.
+        options = {"batch_size": 32, "shuffle": False, "verbose": 0, "callbacks": [make(model), *more]}
+        model.fit(x, y, initial_epoch=first, epochs=4, **options)
+
+    through, interrupted = tiny_mlp(), tiny_mlp()
+    interrupted.set_weights(through.get_weights())
+    for model in (through, interrupted):
+        model.compile("adam", cross_entropy())
+    epochs(through, 0)
+    epochs(
+        interrupted,
+        0,
+        keras.callbacks.LambdaCallback(
+            on_epoch_end=lambda epoch, logs: setattr(interrupted, "stop_training", epoch == 1)
+        ),
+    )
+    interrupted.save(folder / "half.keras")
+    resumed = keras.saving.load_model(folder / "half.keras")
+    half = resumed.get_layer("second").kernel.numpy().copy()
+    epochs(resumed, 2)
+    for expected, actual in zip(through.get_weights(), resumed.get_weights(), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    return half
+
+
+def trained_on_one_and_two_replicas(callbacks: Callable[[keras.Model], list[Any]]) -> tuple[keras.Model, keras.Model]:
+    """`tiny_mlp`, trained for two epochs on one replica and on two."""
+    # Without BatchNormalization, whose statistics are those of one replica.
+    model, data = tiny_mlp(), blob_dataset(shape=(8,))
+
+    def trained(strategy):
+        settings = TrainSettings(epochs=2, strategy=strategy, optimizer="sgd", learning_rate=0.1)
+        return fit(model, data, settings, batch_size=32, seed=0, callbacks=callbacks).model
+
+    return trained("default"), trained("mirrored")
 
 
 def zeros_fraction(layer: keras.layers.Layer) -> float:

@@ -7,14 +7,24 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import CLOSE, blob_dataset, blobs, cross_entropy, integer_kernels, tiny_cnn, tiny_mlp
+from helpers import (
+    CLOSE,
+    OwnStep,
+    blobs,
+    check_resumes_from_a_saved_model,
+    cross_entropy,
+    integer_kernels,
+    tiny_cnn,
+    tiny_mlp,
+    trained_on_one_and_two_replicas,
+)
 from keras import layers as kl
 
 import tfcompress as tfc
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.normalized_sums import make_factors_positive, normalized_sums
 from tfcompress.techniques.cluster.centroids import INITS, cluster_kernel, k_means
-from tfcompress.techniques.cluster.selection import clusterable_layers
+from tfcompress.techniques.cluster.selection import clusterable_kernels
 from tfcompress.techniques.shared_values import SharedValues, holds_few_values, shares_values
 
 
@@ -182,36 +192,14 @@ def test_mixed_precision():
 
 
 def test_custom_train_step():
-    class Doubled(keras.Model):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def call(self, inputs, training=False):
-            return self.inner(inputs, training=training)
-
-        def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = 2 * self.compute_loss(x, y, self(x, training=True))
-            variables = self.trainable_variables
-            self.optimizer.apply(tape.gradient(loss, variables), variables)
-            return {"loss": loss}
-
     model = tiny_mlp()
-    assert set(fit_clustered(model, trainer=Doubled(model)).seen) == {6}
+    assert set(fit_clustered(model, trainer=OwnStep(model)).seen) == {6}
 
 
 def test_two_replicas_cluster_as_one():
-    model, data = tiny_mlp(), blob_dataset(shape=(8,))
-    results = {}
-    for strategy in ("default", "mirrored"):
-        settings = tfc.TrainSettings(epochs=2, strategy=strategy, optimizer="sgd", learning_rate=0.1)
-        results[strategy] = tfc.fit(
-            model, data, settings, batch_size=32, seed=0, callbacks=lambda replica: [tfc.WeightClustering(replica, 6)]
-        ).model
+    models = trained_on_one_and_two_replicas(lambda replica: [tfc.WeightClustering(replica, 6)])
     for name in ("first", "second"):
-        one, two = (results[strategy].get_layer(name).kernel.numpy() for strategy in ("default", "mirrored"))
+        one, two = (model.get_layer(name).kernel.numpy() for model in models)
         assert count(two) == 6
         np.testing.assert_allclose(two, one, **CLOSE)
 
@@ -225,26 +213,8 @@ def test_own_constraint_of_the_layer_still_holds():
 
 
 def test_resumes_from_a_saved_model(tmp_path):
-    x, y = blobs(shape=(8,))
-
-    def epochs(model, first, last):
-        clustering = tfc.WeightClustering(model, 6)
-        options = {"batch_size": 32, "shuffle": False, "verbose": 0, "callbacks": [clustering]}
-        model.fit(x, y, initial_epoch=first, epochs=last, **options)
-
-    through = tiny_mlp()
-    through.compile("adam", cross_entropy())
-    start = [weight.copy() for weight in through.get_weights()]
-    epochs(through, 0, 4)
-    interrupted = tiny_mlp()
-    interrupted.set_weights(start)
-    interrupted.compile("adam", cross_entropy())
-    epochs(interrupted, 0, 2)
-    interrupted.save(tmp_path / "half.keras")
-    resumed = keras.saving.load_model(tmp_path / "half.keras")
-    epochs(resumed, 2, 4)
-    for expected, actual in zip(through.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    half = check_resumes_from_a_saved_model(lambda model: tfc.WeightClustering(model, 6), tmp_path)
+    assert count(half) == 6
 
 
 def test_later_training_holds_what_a_clustered_model_has():
@@ -347,13 +317,19 @@ def test_every_kernel_but_depthwise_and_tiny_ones_is_clustered():
     x = kl.DepthwiseConv2D(3, name="depthwise")(x)
     x = kl.LSTM(4, name="lstm")(kl.Reshape((16, 8))(x))
     model = keras.Model(inputs, kl.Dense(3, name="tiny")(x))
-    chosen = {layer.name: [kernel.name for kernel in kernels] for layer, kernels in clusterable_layers(model, 16)}
-    assert chosen == {"separable": ["pointwise_kernel"], "lstm": ["kernel", "recurrent_kernel"]}
-    named = clusterable_layers(model, 16, include=["depth*", "lstm"], exclude=["lstm"])
-    assert [layer.name for layer, _ in named] == ["depthwise"]
+    chosen = [(kernel.layer.name, kernel.variable.name) for kernel in clusterable_kernels(model, 16)]
+    assert chosen == [("separable", "pointwise_kernel"), ("lstm", "kernel"), ("lstm", "recurrent_kernel")]
+    named = clusterable_kernels(model, 16, include=["depth*", "lstm"], exclude=["lstm"])
+    assert [kernel.layer.name for kernel in named] == ["depthwise"]
     clustered = tfc.cluster(model, 16)
     assert max(count(kernel) for kernel in clustered.get_layer("lstm").trainable_variables[:2]) == 16
     np.testing.assert_array_equal(clustered.get_layer("tiny").kernel, model.get_layer("tiny").kernel)
+
+    # Within wrappers, too, and each kernel once.
+    inputs, dense = keras.Input((2, 8, 8, 8)), kl.Dense(8, name="dense")
+    x = kl.TimeDistributed(kl.DepthwiseConv2D(3), name="depthwise")(inputs)
+    wrapped = keras.Model(inputs, dense(kl.TimeDistributed(dense, name="each")(x)))
+    assert [kernel.layer.name for kernel in clusterable_kernels(wrapped, 16)] == ["each"]
 
 
 def test_the_table_says_what_was_done():

@@ -4,11 +4,23 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import CLOSE, blob_dataset, blobs, cross_entropy, tiny_cnn, tiny_mlp, zeros_fraction
+from helpers import (
+    CLOSE,
+    BatchEnds,
+    OwnStep,
+    blobs,
+    check_resumes_from_a_saved_model,
+    cross_entropy,
+    tiny_cnn,
+    tiny_mlp,
+    trained_on_one_and_two_replicas,
+    zeros_fraction,
+)
 
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
 from tfcompress.techniques.masks import HoldMasks, KernelMask
-from tfcompress.techniques.prune import MagnitudePruning, magnitude_masks, prunable_layers
+from tfcompress.techniques.prune import MagnitudePruning, choose_masks, prunable_kernels
+from tfcompress.techniques.prune.budgets import as_budget
 from tfcompress.techniques.schedules import tfmot_schedules
 
 
@@ -16,34 +28,27 @@ def polynomial(end_step=8, final=0.75, frequency=2, begin=0):
     return tfmot_schedules().PolynomialDecay(0.0, final, begin, end_step, frequency=frequency)
 
 
-class BatchEndSparsity(keras.callbacks.Callback):
-    """Notes the share of zeros of a layer at each batch end."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.layer, self.seen = layer, []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seen.append(zeros_fraction(self.layer))
+def shares_of_zeros(ends):
+    return [float(np.mean(kernel == 0)) for kernel in ends.seen]
 
 
 def fit_pruned(model, schedule, *, trainer=None, epochs=3, compile_options=None, **options):
     trainer = trainer or model
     trainer.compile("adam", cross_entropy(), **(compile_options or {}))
     pruning = MagnitudePruning(model, schedule, include=["second"], **options)
-    seen = BatchEndSparsity(model.get_layer("second"))
+    ends = BatchEnds(model.get_layer("second").kernel)
     x, y = blobs(shape=(8,))
-    trainer.fit(x, y, batch_size=32, epochs=epochs, verbose=0, callbacks=[pruning, seen])
-    return seen.seen
+    trainer.fit(x, y, batch_size=32, epochs=epochs, verbose=0, callbacks=[pruning, ends])
+    return shares_of_zeros(ends)
 
 
-@pytest.mark.parametrize("ranking", ["layer", "global"])
+@pytest.mark.parametrize("budget", ["uniform", "global"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.99])
-def test_masks_drop_the_smallest(ranking, sparsity):
+def test_masks_drop_the_smallest(budget, sparsity):
     rng = np.random.default_rng(0)
     kernels = [rng.normal(size=(3, 3, 4, 8)), 0.1 * rng.normal(size=(40, 10))]
-    masks = magnitude_masks(kernels, sparsity, ranking)
-    groups = [[0], [1]] if ranking == "layer" else [[0, 1]]
+    masks = choose_masks([np.abs(kernel) for kernel in kernels], sparsity, budget=as_budget("test", budget))
+    groups = [[0], [1]] if budget == "uniform" else [[0, 1]]
     for group in groups:
         values = np.concatenate([np.abs(kernels[at]).ravel() for at in group])
         keep = np.concatenate([masks[at].ravel() for at in group])
@@ -57,7 +62,7 @@ def test_masks_drop_the_smallest(ranking, sparsity):
 
 
 def test_masks_count_exactly_among_equal_magnitudes():
-    (mask,) = magnitude_masks([np.array([1.0, -1.0, 1.0, 1.0])], 0.5)
+    (mask,) = choose_masks([np.ones(4)], 0.5)
     assert mask.tolist() == [False, False, True, True]
 
 
@@ -90,24 +95,8 @@ def test_mixed_precision(precision):
 
 
 def test_custom_train_step():
-    class Doubled(keras.Model):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def call(self, inputs, training=False):
-            return self.inner(inputs, training=training)
-
-        def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = 2 * self.compute_loss(x, y, self(x, training=True))
-            variables = self.trainable_variables
-            self.optimizer.apply(tape.gradient(loss, variables), variables)
-            return {"loss": loss}
-
     model = tiny_mlp()
-    assert fit_pruned(model, polynomial(), trainer=Doubled(model))[-1] == 0.75
+    assert fit_pruned(model, polynomial(), trainer=OwnStep(model))[-1] == 0.75
 
 
 def test_masks_hold_after_a_step_was_compiled_without_them():
@@ -117,39 +106,17 @@ def test_masks_hold_after_a_step_was_compiled_without_them():
     model.fit(x, y, batch_size=32, verbose=0)
     kernel = model.get_layer("second").kernel
     kernel.assign(kernel.numpy() * (np.arange(256).reshape(16, 16) % 2))
-    seen = BatchEndSparsity(model.get_layer("second"))
-    model.fit(x, y, batch_size=32, verbose=0, callbacks=[HoldMasks(model), seen])
-    assert set(seen.seen) == {0.5}
+    ends = BatchEnds(kernel)
+    model.fit(x, y, batch_size=32, verbose=0, callbacks=[HoldMasks(model), ends])
+    assert set(shares_of_zeros(ends)) == {0.5}
     assert kernel.constraint is None
 
 
 def test_resumes_from_a_saved_model(tmp_path):
-    x, y = blobs(shape=(8,))
-
-    def epochs(model, first, last):
-        pruning = MagnitudePruning(model, polynomial(end_step=12), include=["second"])
-        model.fit(x, y, batch_size=32, initial_epoch=first, epochs=last, shuffle=False, verbose=0, callbacks=[pruning])
-
-    through = tiny_mlp()
-    through.compile("adam", cross_entropy())
-    start = [weight.copy() for weight in through.get_weights()]
-    epochs(through, 0, 4)
-
-    interrupted = tiny_mlp()
-    interrupted.set_weights(start)
-    interrupted.compile("adam", cross_entropy())
-    # The plan ends where this fit ends, so the schedule is asked for no more than the first part here.
-    pruning = MagnitudePruning(interrupted, polynomial(end_step=12), include=["second"])
-    stop = keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, logs: setattr(interrupted, "stop_training", epoch == 1)
+    half = check_resumes_from_a_saved_model(
+        lambda model: MagnitudePruning(model, polynomial(end_step=12), include=["second"]), tmp_path
     )
-    interrupted.fit(x, y, batch_size=32, epochs=4, shuffle=False, verbose=0, callbacks=[pruning, stop])
-    interrupted.save(tmp_path / "half.keras")
-    resumed = keras.saving.load_model(tmp_path / "half.keras")
-    assert 0 < zeros_fraction(resumed.get_layer("second")) < 0.75
-    epochs(resumed, 2, 4)
-    for expected, actual in zip(through.get_weights(), resumed.get_weights(), strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    assert 0 < np.mean(half == 0) < 0.75
 
 
 def test_own_constraint_of_the_layer_still_holds():
@@ -161,31 +128,18 @@ def test_own_constraint_of_the_layer_still_holds():
 
 
 def test_two_replicas_prune_as_one():
-    from tfcompress.train_settings import TrainSettings
-    from tfcompress.training.fit import fit
-
-    # Without BatchNormalization, whose statistics are those of one replica.
-    model, data = tiny_mlp(), blob_dataset(shape=(8,))
-    results = {}
-    for strategy in ("default", "mirrored"):
-        settings = TrainSettings(epochs=2, strategy=strategy, optimizer="sgd", learning_rate=0.1)
-        results[strategy] = fit(
-            model,
-            data,
-            settings,
-            batch_size=32,
-            seed=0,
-            callbacks=lambda replica: [MagnitudePruning(replica, polynomial(), include=["first", "second"])],
-        ).model
+    models = trained_on_one_and_two_replicas(
+        lambda replica: [MagnitudePruning(replica, polynomial(), include=["first", "second"])]
+    )
     for name in ("first", "second"):
-        one, two = (results[strategy].get_layer(name).kernel.numpy() for strategy in ("default", "mirrored"))
+        one, two = (model.get_layer(name).kernel.numpy() for model in models)
         assert np.mean(two == 0) == 0.75
         np.testing.assert_allclose(two, one, **CLOSE)
 
 
 def test_first_last_and_depthwise_are_left_out_by_default():
-    assert [layer.name for layer in prunable_layers(tiny_cnn())] == ["middle", "hidden"]
-    assert [layer.name for layer in prunable_layers(tiny_cnn(), include=["*"], exclude=["c*"])] == [
+    assert [kernel.layer.name for kernel in prunable_kernels(tiny_cnn())] == ["middle", "hidden"]
+    assert [kernel.layer.name for kernel in prunable_kernels(tiny_cnn(), include=["*"], exclude=["c*"])] == [
         "stem",
         "middle",
         "depthwise",
@@ -196,14 +150,14 @@ def test_first_last_and_depthwise_are_left_out_by_default():
 def test_nothing_to_prune():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="only")])
     with pytest.raises(ModelError, match="has no layer to prune: first, last and depthwise"):
-        prunable_layers(model)
+        prunable_kernels(model)
 
 
 def test_pattern_that_fits_nothing():
     with pytest.raises(
         InvalidArgumentError, match=r"`include` must be patterns of the layer names .* Received: 'conv\*'"
     ):
-        prunable_layers(tiny_mlp(), include=["conv*"])
+        prunable_kernels(tiny_mlp(), include=["conv*"])
 
 
 @pytest.mark.parametrize(

@@ -239,7 +239,10 @@ def test_own_criterion_and_its_mistakes():
         ({"macs": 0.5, "ranking": "local"}, "one of"),
         ({"macs": 0.5, "round_to": 0}, "at least 1"),
         ({"macs": 0.5, "samples": 0}, "at least 1"),
-        ({"macs": 0.5, "exclude": ["nothing"]}, "fit a layer"),
+        (
+            {"macs": 0.5, "exclude": ["nothing"]},
+            r"`exclude` must be patterns of the layer names \[.* Received: 'nothing'",
+        ),
         ({"macs": 0.5, "data": [1, 2]}, "tfcompress Dataset"),
     ],
 )

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import CLOSE, blob_dataset, blobs, cross_entropy, tiny_mlp
+from helpers import CLOSE, OwnStep, blob_dataset, blobs, cross_entropy, tiny_mlp, whole_and_resumed
 
 import tfcompress as tfc
 from tfcompress.errors import DataError, InvalidArgumentError, TrainingError
@@ -124,18 +124,9 @@ def test_penalty_is_in_the_gradient_of_each_step(own):
 
 
 def test_penalty_that_a_train_step_leaves_out():
-    class Bare(keras.Model):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-
-        def train_step(self, data):
-            x, y = data
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(cross_entropy()(y, self.inner(x, training=True)))
-            variables = self.trainable_variables
-            self.optimizer.apply(tape.gradient(loss, variables), variables)
-            return {"loss": loss}
+    class Bare(OwnStep):
+        def loss_of(self, x, y):
+            return tf.reduce_mean(cross_entropy()(y, self(x, training=True)))
 
     inner = tiny_mlp()
     with pytest.raises(TrainingError, match="uses neither `self.compute_loss` nor `self.losses`"):
@@ -192,13 +183,6 @@ def test_gates_learn_by_the_gradient_of_the_paper():
 
 
 def test_gates_resume_exactly(tmp_path):
-    class Killed(Exception):
-        pass
-
-    def kill(epoch, logs=None):
-        if epoch == 2:
-            raise Killed
-
     data, model = blob_dataset(shape=(8,)), tiny_mlp()
 
     def run(checkpoint, *more):
@@ -208,10 +192,7 @@ def test_gates_resume_exactly(tmp_path):
         settings = TrainSettings(epochs=4, learning_rate=0.01)
         return fit(model, data, settings, batch_size=32, seed=3, callbacks=callbacks, checkpoint=checkpoint).model
 
-    whole = run(None)
-    with pytest.raises(Killed):
-        run(tmp_path / "state.npz", keras.callbacks.LambdaCallback(on_epoch_begin=kill))
-    resumed = run(tmp_path / "state.npz")
+    whole, resumed = whole_and_resumed(run, tmp_path / "state.npz", kill_after=2)
     for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
 

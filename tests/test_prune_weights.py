@@ -6,10 +6,22 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import CLOSE, blob_dataset, blobs, cross_entropy, tiny_cnn, tiny_mlp
+from helpers import (
+    CLOSE,
+    BatchEnds,
+    OwnStep,
+    blob_dataset,
+    blobs,
+    cross_entropy,
+    tiny_cnn,
+    tiny_mlp,
+    trained_on_one_and_two_replicas,
+    whole_and_resumed,
+)
 
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
-from tfcompress.techniques.masks import HoldMasks, find_kernels
+from tfcompress.techniques.kernels import find_kernels
+from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.prune import (
     CRITERIA,
     Pattern,
@@ -19,6 +31,7 @@ from tfcompress.techniques.prune import (
     prunable_kernels,
 )
 from tfcompress.techniques.prune.budgets import erk
+from tfcompress.techniques.prune.listening import OptimizerListener
 from tfcompress.techniques.schedules import PruningRounds, tfmot_schedules
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import fit
@@ -32,17 +45,6 @@ def schedule_to(final=0.5, end_step=8):
 
 def values(variable):
     return keras.ops.convert_to_numpy(variable)
-
-
-class BatchEnds(keras.callbacks.Callback):
-    """Notes a kernel at each batch end."""
-
-    def __init__(self, kernel):
-        super().__init__()
-        self.kernel, self.seen = kernel, []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.seen.append(values(self.kernel).copy())
 
 
 def train(model, callbacks, *, trainer=None, epochs=3, optimizer="adam", **options):
@@ -109,25 +111,6 @@ def numpy_training(start, x, y, steps, rate, prune_at):
     return weights, sums
 
 
-class OwnStep(keras.Model):
-    """Trains another model by a `train_step` of its own."""
-
-    def __init__(self, inner):
-        super().__init__()
-        self.inner = inner
-
-    def call(self, inputs, training=False):
-        return self.inner(inputs, training=training)
-
-    def train_step(self, data):
-        x, y = data
-        with tf.GradientTape() as tape:
-            loss = self.compute_loss(x, y, self(x, training=True))
-        variables = self.trainable_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
-        return {"loss": loss}
-
-
 @pytest.mark.parametrize("how", ["plain", "jit", "own_step", "two_steps_per_execution"])
 @pytest.mark.parametrize("criterion", ["taylor", "movement", "hessian"])
 def test_gradients_are_those_of_the_training(criterion, how):
@@ -147,6 +130,34 @@ def test_gradients_are_those_of_the_training(criterion, how):
     np.testing.assert_allclose(values(kernel).ravel(), expected, **CLOSE)
     # The optimizer is as it was.
     assert "apply" not in trainer.optimizer.__dict__
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_listeners_leave_the_optimizer_as_it_was(first):
+    variable = keras.Variable([1.0])
+    optimizer = keras.optimizers.SGD(0.5)
+    calls = []
+
+    def listener(name):
+        def step(apply, gradients, variables):
+            calls.append(name)
+            return apply(gradients, variables)
+
+        return OptimizerListener(step)
+
+    listeners = [listener(name) for name in "ab"]
+    for each in listeners:
+        each.install(keras.optimizers.LossScaleOptimizer(optimizer) if each is listeners[0] else optimizer)
+    optimizer.apply([tf.constant([1.0])], [variable])
+    assert calls == ["b", "a"]
+    listeners[first].remove()
+    calls.clear()
+    optimizer.apply([tf.constant([1.0])])
+    # Whoever goes first may take those below along; no call comes to one that was removed.
+    assert "ab"[first] not in calls
+    listeners[1 - first].remove()
+    optimizer.apply([tf.constant([-2.0])])
+    assert values(variable) == 1.0 and "apply" not in optimizer.__dict__
 
 
 def test_a_distiller_gives_its_own_gradients():
@@ -172,21 +183,10 @@ def test_loss_scaling():
 
 
 def test_two_replicas_see_the_gradients_of_both():
-    model, data = tiny_mlp(), blob_dataset(shape=(8,))
-    results = {}
-    for strategy in ("default", "mirrored"):
-        settings = TrainSettings(epochs=2, strategy=strategy, optimizer="sgd", learning_rate=0.1)
-        results[strategy] = fit(
-            model,
-            data,
-            settings,
-            batch_size=32,
-            seed=0,
-            callbacks=lambda replica: [
-                WeightPruning(replica, schedule_to(), criterion="movement", regrow=0.3, include=["second"])
-            ],
-        ).model
-    one, two = (values(results[strategy].get_layer("second").kernel) for strategy in ("default", "mirrored"))
+    models = trained_on_one_and_two_replicas(
+        lambda replica: [WeightPruning(replica, schedule_to(), criterion="movement", regrow=0.3, include=["second"])]
+    )
+    one, two = (values(model.get_layer("second").kernel) for model in models)
     assert np.mean(two == 0) == 0.5
     np.testing.assert_allclose(two, one, **CLOSE)
 
@@ -411,16 +411,6 @@ def test_rewinding_goes_back_to_early_weights():
     assert (ends.seen[-1] != ends.seen[7]).any()
 
 
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAfter(keras.callbacks.Callback):
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == 3:
-            raise Killed
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -445,10 +435,7 @@ def test_a_killed_training_resumes_exactly(tmp_path, options):
         settings = TrainSettings(epochs=5)
         return fit(model, data, settings, batch_size=32, seed=3, callbacks=callbacks, checkpoint=checkpoint).model
 
-    whole = run(None)
-    with pytest.raises(Killed):
-        run(tmp_path / "state.npz", KillAfter())
-    resumed = run(tmp_path / "state.npz")
+    whole, resumed = whole_and_resumed(run, tmp_path / "state.npz", kill_after=3)
     assert np.mean(values(resumed.get_layer("second").kernel) == 0) == 0.5
     for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from helpers import blob_dataset, tiny_cnn, tiny_mlp
+from helpers import blob_dataset, tiny_cnn, tiny_mlp, whole_and_resumed
 
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
 from tfcompress.techniques.prune import MagnitudePruning
@@ -13,20 +13,6 @@ from tfcompress.training.checkpoint import BestEpoch
 from tfcompress.training.copying import copy_model
 from tfcompress.training.fit import SmoothedCrossentropy, fit
 from tfcompress.training.optimizers import WarmUpThenFall
-
-
-class Killed(Exception):
-    """Stands for the end of the process."""
-
-
-class KillAfter(keras.callbacks.Callback):
-    def __init__(self, epochs):
-        super().__init__()
-        self.epochs = epochs
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epochs:
-            raise Killed
 
 
 def dropout_mlp():
@@ -54,10 +40,7 @@ def test_a_killed_training_resumes_exactly(tmp_path, keep, precision):
 
         return fit(model, data, settings, batch_size=32, seed=3, callbacks=callbacks, checkpoint=checkpoint, key="this")
 
-    whole = run(None)
-    with pytest.raises(Killed):
-        run(tmp_path / "state.npz", KillAfter(3))
-    resumed = run(tmp_path / "state.npz")
+    whole, resumed = whole_and_resumed(run, tmp_path / "state.npz", kill_after=3)
     assert resumed.history.keys() == whole.history.keys()
     for name, values in whole.history.items():
         np.testing.assert_allclose(resumed.history[name], values, rtol=1e-4, err_msg=name)

@@ -17,7 +17,7 @@ import tfcompress as tfc
 from tfcompress.bridge.load import load
 from tfcompress.files import write_json
 from tfcompress.pipeline.inputs import load_data
-from tfcompress.techniques.prune import prunable_layers
+from tfcompress.techniques.prune import prunable_kernels
 
 
 def figures(recipe, out):
@@ -45,7 +45,7 @@ def pruned_zeros(path, model):
     file = tfc.audit_tflite(path.read_bytes())
     kernels = [constant for constant in file.weights if constant.role == "kernel"]
     layers = [layer for layer in model.layers if getattr(layer, "kernel", None) is not None]
-    pruned = {layer.name for layer in prunable_layers(model)}
+    pruned = {kernel.layer.name for kernel in prunable_kernels(model)}
     # Both list kernels in the order in which they run, and a chain has only one such order.
     zeros = total = 0
     for layer, kernel in zip(layers, kernels, strict=True):

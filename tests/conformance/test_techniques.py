@@ -15,7 +15,7 @@ from tfcompress.measure.metrics import Metrics
 from tfcompress.pipeline import execute
 from tfcompress.recipe import TECHNIQUES, parse_recipe
 from tfcompress.recipe.writing import recipe_to_yaml
-from tfcompress.techniques.prune import prunable_layers
+from tfcompress.techniques.prune import prunable_kernels
 
 # The recipe keys of each technique; a new one must be added here, and its claim below.
 ARGUMENTS = {
@@ -153,7 +153,7 @@ def keeps_zeros(first, second):
 
 
 def pruned_kernels(start, model):
-    names = [layer.name for layer in prunable_layers(start)]
+    names = [kernel.layer.name for kernel in prunable_kernels(start)]
     flat = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
     return [keras.ops.convert_to_numpy(flat[name].kernel) for name in names]
 

@@ -17,7 +17,7 @@ import tfcompress as tfc
 from tfcompress.graph.channels import channel_graph
 from tfcompress.graph.outputs import gives_probabilities
 from tfcompress.graph.shrink import shrink, silence
-from tfcompress.techniques.cluster.selection import clusterable_layers
+from tfcompress.techniques.cluster.selection import clusterable_kernels
 from tfcompress.techniques.prune import prunable_kernels
 from tfcompress.techniques.schedules import schedule_from_recipe
 from zoo.case import Case, snapshot
@@ -130,11 +130,11 @@ def cluster(case: Case) -> str:
     figure = still_works(case, made)
     inputs = case.inputs(SAMPLES)
     trained = _train(made, made, (inputs, case.targets(inputs)), "mse", [tfc.HoldClusters(made)])
-    chosen = [(layer.name, kernel) for layer, kernels in clusterable_layers(made, CLUSTERS) for kernel in kernels]
-    for name, kernel in chosen:
-        values = len(np.unique(keras.ops.convert_to_numpy(kernel)))
+    chosen = clusterable_kernels(made, CLUSTERS)
+    for kernel in chosen:
+        values = len(np.unique(keras.ops.convert_to_numpy(kernel.variable)))
         if values > CLUSTERS:
-            raise Wrong(f"a kernel of {name!r} holds {values} values, more than {CLUSTERS}")
+            raise Wrong(f"a kernel of {kernel.layer.name!r} holds {values} values, more than {CLUSTERS}")
     return f"{len(chosen)} kernels hold at most {CLUSTERS} values; {figure}; {trained}"
 
 

@@ -1,7 +1,6 @@
 """Masks: kernels that keep their zeros while they train.
 
-A mask acts through `variable.constraint`, which Keras optimizers apply after every step: with `jit_compile`, mixed
-precision, several replicas, `steps_per_execution` and custom `train_step`s alike.
+A mask is a constraint of the kernel (`constraints.py`), so that it holds however the training goes.
 
 Invariant: while masks are installed, a masked weight is exactly zero at every batch end. The model keeps its layers and
 weights; nothing has to be stripped. Left out: which weights to mask (`prune/`).
@@ -9,8 +8,7 @@ weights; nothing has to be stripped. Left out: which weights to mask (`prune/`).
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -18,9 +16,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
+from tfcompress.techniques.constraints import Held
+from tfcompress.techniques.kernels import find_kernels
 
 
-class KernelMask(keras.constraints.Constraint):
+class KernelMask(Held):
     """A mask on one variable: the constraint that it is given at construction.
 
     Args:
@@ -29,20 +29,14 @@ class KernelMask(keras.constraints.Constraint):
     """
 
     def __init__(self, variable: Any, strategy: Any = None):
-        self.variable = variable
-        self._own_constraint: Callable | None = variable.constraint
         scope = (strategy or tf.distribute.get_strategy()).scope
         with scope():
             # A variable, so that a compiled step sees every new mask.
             self._mask = tf.Variable(tf.ones(variable.shape, variable.dtype), trainable=False)
-        self._installed = True
-        variable.constraint = self
+        super().__init__(variable)
 
-    def __call__(self, value: Any) -> Any:
-        if self._own_constraint is not None:
-            value = self._own_constraint(value)
-        value = tf.convert_to_tensor(value)
-        return value * self._mask if self._installed else value
+    def hold(self, value: tf.Tensor) -> tf.Tensor:
+        return value * self._mask
 
     def assign(self, keep: np.ndarray) -> None:
         """Sets the mask to `keep`, a boolean array of the variable's shape, and zeroes the rest at once."""
@@ -51,14 +45,8 @@ class KernelMask(keras.constraints.Constraint):
         self.variable.assign(keras.ops.convert_to_numpy(self.variable) * keep)
 
     def reapply(self) -> None:
-        """Zeroes what the mask drops, after something wrote to the variable past the optimizer's constraints."""
+        # The mask alone: what is left of the weights stays to the bit, whatever the layer's own constraint makes of it.
         self.assign(self._mask.numpy() != 0)
-
-    def remove(self) -> None:
-        """Gives the variable the constraint back that it had, or steps aside where another mask came on top."""
-        self._installed = False
-        if self.variable.constraint is self:
-            self.variable.constraint = self._own_constraint
 
 
 class HoldMasks(keras.callbacks.Callback):
@@ -108,58 +96,3 @@ class HoldMasks(keras.callbacks.Callback):
         self._masks.clear()
         # The compiled step still has the masks in it.
         self.model.make_train_function(force=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Kernel:
-    """A trainable kernel.
-
-    Args:
-        name: The name of its layer, with the way to the kernel behind it where the layer has several:
-            `"lstm/lstm_cell/recurrent_kernel"`.
-        layer: The layer of the model that it is in.
-        owner: The layer that made it: `layer` itself, or one inside of it, such as the cell of a recurrent layer.
-        variable: The Keras variable.
-    """
-
-    name: str
-    layer: keras.layers.Layer
-    owner: keras.layers.Layer
-    variable: keras.Variable
-
-
-def find_kernels(model: keras.Model) -> list[Kernel]:
-    """The trainable kernels of a model and of models within it, each once.
-
-    Those of recurrent cells, of attention and of separable convolutions are among them.
-
-    Example:
-        >>> model = keras.Sequential([keras.Input((5, 3)), keras.layers.GRU(4, name="gru")])
-        >>> [kernel.name for kernel in find_kernels(model)]
-        ['gru/gru_cell/kernel', 'gru/gru_cell/recurrent_kernel']
-    """
-    found: list[Kernel] = []
-    seen: set[int] = set()
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            inner = find_kernels(layer)
-        else:
-            owned = [
-                (owner, variable)
-                for owner in layer._flatten_layers()
-                for variable in owner._trainable_variables
-                if variable.name.endswith("kernel") and variable.trainable
-            ]
-            inner = [
-                Kernel(layer.name if len(owned) == 1 else _path_within(layer, variable), layer, owner, variable)
-                for owner, variable in owned
-            ]
-        found.extend(kernel for kernel in inner if id(kernel.variable) not in seen)
-        seen.update(id(kernel.variable) for kernel in inner)
-    return found
-
-
-def _path_within(layer: keras.layers.Layer, variable: keras.Variable) -> str:
-    parts = variable.path.split("/")
-    start = parts.index(layer.name) if layer.name in parts else len(parts) - 2
-    return "/".join([layer.name, *parts[start + 1 :]])

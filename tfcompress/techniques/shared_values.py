@@ -1,9 +1,7 @@
 """Shared values: kernels that keep holding few distinct values while they train.
 
 A kernel in which weights are equal is a table of a few values and, for each weight, which of them it is. Training it
-means to train the table. That acts through `variable.constraint`, which Keras optimizers apply after every step, as
-masks do (`masks.py`): with `jit_compile`, mixed precision, several replicas, `steps_per_execution` and custom
-`train_step`s alike.
+means to train the table. Like a mask, that is a constraint of the kernel (`constraints.py`).
 
 Invariant: while shared values are installed, weights that were equal at the start are equal at every batch end, and
 those that were zero are exactly zero. The model keeps its layers and weights; nothing has to be stripped, and the
@@ -12,7 +10,7 @@ kernel itself says which weights belong together. Left out: choosing the values 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -20,48 +18,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.graph.normalized_sums import normalized_sums
+from tfcompress.techniques.constraints import Held
+from tfcompress.techniques.kernels import find_kernels, kernels_of
 
 # What the integers of a file can tell apart.
 MOST_VALUES = 256
-# How the names of variables end that Keras calls a kernel in one layer or another.
-_KERNELS = ("kernel", "embeddings")
 
 
-class _Held(keras.constraints.Constraint):
-    """What holds of one variable after each step, from construction on, until it is removed.
-
-    Args:
-        variable: A trainable Keras variable; a constraint that it has already is applied before.
-    """
-
-    def __init__(self, variable: Any):
-        self.variable = variable
-        self._own_constraint: Callable | None = variable.constraint
-        self._installed = True
-        variable.constraint = self
-
-    def __call__(self, value: Any) -> Any:
-        if self._own_constraint is not None:
-            value = self._own_constraint(value)
-        value = tf.convert_to_tensor(value)
-        return self.hold(value) if self._installed else value
-
-    def hold(self, value: tf.Tensor) -> tf.Tensor:
-        """The value as it must be."""
-        raise NotImplementedError
-
-    def reapply(self) -> None:
-        """Holds it again, after something wrote to the variable past the optimizer's constraints."""
-        self.variable.assign(self(tf.convert_to_tensor(keras.ops.convert_to_numpy(self.variable))))
-
-    def remove(self) -> None:
-        """Gives the variable the constraint back that it had, or steps aside where another one came on top."""
-        self._installed = False
-        if self.variable.constraint is self:
-            self.variable.constraint = self._own_constraint
-
-
-class PositiveFactors(_Held):
+class PositiveFactors(Held):
     """Factors of a BatchNormalization that stay positive: a negative one would turn the signs of a channel's integers
     around, and a kernel of few values would be one of twice as many."""
 
@@ -69,7 +33,7 @@ class PositiveFactors(_Held):
         return tf.maximum(value, tf.zeros((), value.dtype))
 
 
-class SharedValues(_Held):
+class SharedValues(Held):
     """Makes weights that are equal now stay equal: the constraint of one variable, from construction on.
 
     After each step of the optimizer every group of equal weights gets the mean of its new values. With plain gradient
@@ -138,10 +102,10 @@ class HoldClusters(keras.callbacks.Callback):
     def __init__(self, model: keras.Model):
         super().__init__()
         self._clustered = model
-        self._held: list[_Held] = []
+        self._held: list[Held] = []
 
     def on_train_begin(self, logs=None):
-        kernels = [kernel for _, kernels in trained_kernels(self._clustered) for kernel in kernels]
+        kernels = [kernel.variable for kernel in find_kernels(self._clustered, tables=True)]
         few = [kernel for kernel in kernels if holds_few_values(keras.ops.convert_to_numpy(kernel))]
         self._held = share(self.model, self._clustered, few)
 
@@ -150,7 +114,7 @@ class HoldClusters(keras.callbacks.Callback):
         self._held = []
 
 
-def share(trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any]) -> list[_Held]:
+def share(trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any]) -> list[Held]:
     """Installs shared values on kernels of a model, and positive factors on what is folded into them.
 
     Args:
@@ -158,7 +122,7 @@ def share(trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any]) 
         clustered: The same, or its student.
         kernels: Variables of `clustered`.
     """
-    held: list[_Held] = [SharedValues(kernel, trained.distribute_strategy) for kernel in kernels]
+    held: list[Held] = [SharedValues(kernel, trained.distribute_strategy) for kernel in kernels]
     chosen = {id(kernel) for kernel in kernels}
     for layer, norm in normalized_sums(clustered):
         is_shared = any(id(kernel) in chosen for kernel in kernels_of(layer))
@@ -169,7 +133,7 @@ def share(trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any]) 
     return held
 
 
-def release(trained: keras.Model, held: Sequence[_Held]) -> None:
+def release(trained: keras.Model, held: Sequence[Held]) -> None:
     """Removes what `share` installed when training has ended."""
     for each in held:
         # An optimizer that averages weights overwrites them at the end.
@@ -195,22 +159,3 @@ def shares_values(kernel: np.ndarray) -> bool:
     """
     nonzero = kernel[kernel != 0]
     return nonzero.size > 0 and holds_few_values(nonzero)
-
-
-def trained_kernels(model: keras.Model) -> list[tuple[keras.layers.Layer, list[Any]]]:
-    """Each layer that has trainable kernels or tables, with these; layers of nested models too."""
-    found: list[tuple[keras.layers.Layer, list[Any]]] = []
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            found += trained_kernels(layer)
-            continue
-        kernels = [kernel for kernel in kernels_of(layer) if kernel.trainable]
-        if kernels:
-            found.append((layer, kernels))
-    # A layer that is used in several nested models is listed by each.
-    return list({id(layer): (layer, kernels) for layer, kernels in found}.values())
-
-
-def kernels_of(layer: keras.layers.Layer) -> list[Any]:
-    """The kernels and tables of a layer, those within it too."""
-    return [variable for variable in layer.weights if variable.name.endswith(_KERNELS)]

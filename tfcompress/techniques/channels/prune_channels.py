@@ -2,13 +2,12 @@
 
 Invariant: the model that comes out computes what the input model computes with the removed channels set to zero, but
 for BatchNormalization statistics taken again from data; the input model is not changed. Left out: training before and
-after (the stage, and `sparsity.py`), and the removal of layers (`blocks.py`).
+after (`stage.py`), and the removal of layers.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,6 +25,7 @@ from tfcompress.techniques.channels.cost import Cost, macs_cost, params_cost
 from tfcompress.techniques.channels.importance import CRITERIA, Criterion, Evidence
 from tfcompress.techniques.channels.selection import RANKINGS, ranked, select
 from tfcompress.techniques.channels.statistics import reestimate_batch_norm
+from tfcompress.techniques.layer_names import check_patterns, fits
 from tfcompress.training.fit import classification_loss
 
 _BATCH = 32
@@ -160,9 +160,7 @@ def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGr
         )
     graph = channel_graph(model)
     names = [call.operation.name for call in graph.traced.calls]
-    for pattern in exclude:
-        if not fnmatch.filter(names, pattern):
-            raise InvalidArgumentError("exclude", f"patterns that fit a layer of {model.name!r}", pattern)
+    check_patterns(names, {"exclude": exclude})
     if not _allowed_groups(graph, exclude):
         raise ModelError(
             f"Model {model.name!r} has no channel that may go: each is an input, an output, in `exclude`, or goes "
@@ -174,9 +172,7 @@ def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGr
 def _allowed_groups(graph: ChannelGraph, exclude: Sequence[str]) -> list[int]:
     """The groups that no excluded layer makes channels of."""
     return [
-        index
-        for index in range(len(graph.groups))
-        if not any(fnmatch.fnmatch(name, pattern) for name in graph.layers_of(index) for pattern in exclude)
+        index for index in range(len(graph.groups)) if not any(fits(name, exclude) for name in graph.layers_of(index))
     ]
 
 

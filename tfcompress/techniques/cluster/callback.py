@@ -14,7 +14,7 @@ import keras
 
 from tfcompress.techniques.cluster.centroids import Init, check_clusters
 from tfcompress.techniques.cluster.one_shot import cluster_in_place
-from tfcompress.techniques.cluster.selection import clusterable_kernels
+from tfcompress.techniques.cluster.selection import clusterable_variables
 from tfcompress.techniques.shared_values import MOST_VALUES, release, share
 
 
@@ -66,7 +66,7 @@ class WeightClustering(keras.callbacks.Callback):
     ):
         super().__init__()
         check_clusters("WeightClustering", clusters, init, MOST_VALUES)
-        self._kernels = clusterable_kernels(model, clusters, include, exclude)
+        self._kernels = clusterable_variables(model, clusters, include, exclude)
         self._clustered = model
         self._clusters = clusters
         self._init = init

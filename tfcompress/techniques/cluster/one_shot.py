@@ -14,8 +14,9 @@ import numpy as np
 
 from tfcompress.graph.normalized_sums import make_factors_positive, normalized_sums
 from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluster_kernel
-from tfcompress.techniques.cluster.selection import clusterable_kernels
-from tfcompress.techniques.shared_values import MOST_VALUES, holds_few_values, kernels_of
+from tfcompress.techniques.cluster.selection import clusterable_variables
+from tfcompress.techniques.kernels import kernels_of
+from tfcompress.techniques.shared_values import MOST_VALUES, holds_few_values
 from tfcompress.training.copying import copy_model
 
 
@@ -62,7 +63,7 @@ def cluster(
     """
     check_clusters("cluster", clusters, init, MOST_VALUES)
     clustered = copy_model(model)
-    cluster_in_place(clustered, clusterable_kernels(clustered, clusters, include, exclude), clusters, init, seed)
+    cluster_in_place(clustered, clusterable_variables(clustered, clusters, include, exclude), clusters, init, seed)
     return clustered
 
 

@@ -16,7 +16,7 @@ from tfcompress.graph.copy_layer import copy_layer
 from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.cluster.callback import WeightClustering
 from tfcompress.techniques.cluster.centroids import check_clusters
-from tfcompress.techniques.cluster.selection import clusterable_layers, has_scales_of_channels
+from tfcompress.techniques.cluster.selection import clusterable_kernels, has_scales_of_channels
 from tfcompress.techniques.shared_values import MOST_VALUES
 
 
@@ -46,7 +46,7 @@ class Cluster(Technique):
         return True
 
     def check(self, model: keras.Model, total_steps: int) -> None:
-        clusterable_layers(model, self.clusters, self.include, self.exclude)
+        clusterable_kernels(model, self.clusters, self.include, self.exclude)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         def callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
@@ -61,8 +61,8 @@ class Cluster(Technique):
                 )
             ]
 
-        layers = [layer for layer, _ in clusterable_layers(model, self.clusters, self.include, self.exclude)]
-        of_channels = {layer.name for layer in layers if has_scales_of_channels(layer)}
+        kernels = clusterable_kernels(model, self.clusters, self.include, self.exclude)
+        of_channels = {kernel.layer.name for kernel in kernels if has_scales_of_channels(kernel.layer)}
         return context.train(_with_one_scale(model, of_channels), callbacks=callbacks).model
 
 

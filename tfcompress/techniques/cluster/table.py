@@ -17,7 +17,7 @@ from rich.table import Table
 
 from tfcompress.errors import ModelError
 from tfcompress.measure.size import coded_size
-from tfcompress.techniques.shared_values import trained_kernels
+from tfcompress.techniques.kernels import find_kernels
 
 _TEXT_WIDTH = 100
 
@@ -128,7 +128,6 @@ def cluster_table(model: keras.Model, before: keras.Model | None = None) -> Clus
 
 def _kernels(model: keras.Model) -> list[tuple[tuple[str, str], Any]]:
     return [
-        ((layer.name, kernel.name), keras.ops.convert_to_numpy(kernel))
-        for layer, kernels in trained_kernels(model)
-        for kernel in kernels
+        ((kernel.layer.name, kernel.variable.name), keras.ops.convert_to_numpy(kernel.variable))
+        for kernel in find_kernels(model, tables=True)
     ]

@@ -7,16 +7,15 @@ needs no values of weights, so that a recipe is checked before its first trainin
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.errors import ModelError
 from tfcompress.graph.macs import layer_macs
 from tfcompress.graph.shapes import traced_with_shapes
 from tfcompress.graph.trace import Ref, Trace
@@ -26,6 +25,7 @@ from tfcompress.techniques.factorize.plan import Selection
 from tfcompress.techniques.factorize.ranks import Choices
 from tfcompress.techniques.factorize.svd import PointwiseSVD
 from tfcompress.techniques.factorize.tucker import TuckerFactorization
+from tfcompress.techniques.layer_names import check_patterns, fits
 
 WAYS: Mapping[str, type[Factorization]] = {
     way.method: way for way in (PointwiseSVD, SpatialFactorization, TuckerFactorization, SeparableFactorization)
@@ -110,7 +110,7 @@ def find_candidates(model: keras.Model, selection: Selection) -> tuple[Trace, li
         if isinstance(layer, keras.layers.Layer) and any(len(weight.shape) > 1 for weight in layer.weights):
             layers[layer.name] = layer
             calls.setdefault(layer.name, []).append((shapes[call.sources[0]], shapes[Ref(index)]))
-    _check_patterns(layers, selection)
+    check_patterns(layers, {"factorize.include": selection.include, "factorize.exclude": selection.exclude})
     macs = known_macs(model)
     return traced, [
         _candidate(layer, None if macs is None else macs[name], calls[name], selection)
@@ -126,14 +126,6 @@ def known_macs(model: keras.Model) -> dict[str, int] | None:
         return None
 
 
-def _check_patterns(names: Iterable[str], selection: Selection) -> None:
-    names = list(names)
-    for argument, patterns in (("include", selection.include or ()), ("exclude", selection.exclude)):
-        for pattern in patterns:
-            if not fnmatch.filter(names, pattern):
-                raise InvalidArgumentError(f"factorize.{argument}", f"patterns of the layer names {names}", pattern)
-
-
 def _candidate(layer: Any, macs: int | None, calls: Sequence[tuple[Shape, Shape]], selection: Selection) -> Candidate:
     ways = [way for way in WAYS.values() if way.fits(layer)]
     asked = [way(layer) for way in ways if way.method in selection.methods]
@@ -147,12 +139,9 @@ def _candidate(layer: Any, macs: int | None, calls: Sequence[tuple[Shape, Shape]
 
 
 def _reason_against(layer: Any, selection: Selection) -> str:
-    def fits(patterns: Iterable[str]) -> bool:
-        return any(fnmatch.fnmatch(layer.name, pattern) for pattern in patterns)
-
-    if fits(selection.exclude):
+    if fits(layer.name, selection.exclude):
         return "excluded"
-    if selection.include is not None and not fits(selection.include):
+    if selection.include is not None and not fits(layer.name, selection.include):
         return "not included"
     if getattr(layer, "quantization_mode", None) is not None:
         return f"its weights are quantized ({layer.quantization_mode})"

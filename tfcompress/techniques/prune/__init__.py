@@ -3,11 +3,11 @@
 from tfcompress.techniques.prune.callback import MagnitudePruning, WeightPruning
 from tfcompress.techniques.prune.criteria import CRITERIA, Criterion
 from tfcompress.techniques.prune.hard_concrete import HardConcretePruning
-from tfcompress.techniques.prune.kernels import prunable_kernels, prunable_layers
+from tfcompress.techniques.prune.kernels import prunable_kernels
 from tfcompress.techniques.prune.one_shot import prune_weights
 from tfcompress.techniques.prune.patterns import Pattern
 from tfcompress.techniques.prune.penalty import SparsityPenalty
-from tfcompress.techniques.prune.ranking import choose_masks, magnitude_masks
+from tfcompress.techniques.prune.ranking import choose_masks
 from tfcompress.techniques.prune.sensitivity import SensitivityBudget
 from tfcompress.techniques.prune.stage import Prune
 
@@ -22,8 +22,6 @@ __all__ = [
     "SparsityPenalty",
     "WeightPruning",
     "choose_masks",
-    "magnitude_masks",
     "prunable_kernels",
-    "prunable_layers",
     "prune_weights",
 ]

@@ -20,7 +20,7 @@ from tfcompress.techniques.prune.criteria import as_criterion, check_scores
 from tfcompress.techniques.prune.gradients import GradientWatch
 from tfcompress.techniques.prune.kernels import prunable_kernels
 from tfcompress.techniques.prune.patterns import Pattern, RowLayout, check_pattern
-from tfcompress.techniques.prune.ranking import choose_masks
+from tfcompress.techniques.prune.ranking import choose_masks, ranked
 from tfcompress.techniques.prune.regrowth import regrow as exchange
 from tfcompress.techniques.prune.regrowth import regrowth_share
 from tfcompress.techniques.prune.rewinding import Rewind
@@ -236,9 +236,9 @@ class WeightPruning(keras.callbacks.Callback):
     def _choose(self, kept: list[np.ndarray], sparsity: float, *, observed: bool = True) -> list[np.ndarray]:
         """Masks for a sparsity; what is pruned goes first. Not `observed`, magnitude stands in for the criterion."""
         scores = self._scores() if observed else [np.abs(values) for values in self._values()]
-        lowest = min(0.0, *(float(score.min()) for score in scores))
-        ranked = [np.where(alive, score - lowest, -np.inf) for alive, score in zip(kept, scores, strict=True)]
-        return choose_masks(ranked, sparsity, budget=self._budget, pattern=self._pattern, layouts=self._layouts)
+        return choose_masks(
+            ranked(scores, kept), sparsity, budget=self._budget, pattern=self._pattern, layouts=self._layouts
+        )
 
     def _scores(self) -> list[np.ndarray]:
         rng = np.random.default_rng((self._seed, self._step))

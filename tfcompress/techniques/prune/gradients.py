@@ -1,12 +1,10 @@
 """Gradients as a training computes them, for criteria that need them.
 
-A callback sees no gradients, and a loss computed beside the training would not be that of a custom `train_step`, a
-teacher or an augmented batch. So the optimizer is listened to: every `train_step` hands its gradients to
-`optimizer.apply`. What a criterion makes of them is summed into variables in the same compiled step, which costs a few
-operations on each weight and no further pass through the network.
+The optimizer is listened to (`listening.py`). What a criterion makes of the gradients is summed into variables in the
+same compiled step, which costs a few operations on each weight and no further pass through the network.
 
-Invariant: the optimizer does what it did, and once `remove` is called it is as it was. Left out: `train_step`s that
-write to weights without `model.optimizer`; there is nothing to listen to, and `read` says so.
+Invariant: the optimizer does what it did. Left out: `train_step`s that write to weights without `model.optimizer`;
+there is nothing to listen to, and `read` says so.
 """
 
 from __future__ import annotations
@@ -19,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import TrainingError
+from tfcompress.techniques.prune.listening import Apply, OptimizerListener
 
 Observe = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
@@ -46,8 +45,7 @@ class GradientWatch:
             }
             self.sums = [tf.Variable(tf.zeros(kernel.shape), **options) for kernel in self._kernels]
             self.steps = tf.Variable(0.0, **options)
-        self._optimizer: Any = None
-        self._hook: Any = None
+        self._listener = OptimizerListener(self._step)
 
     @property
     def variables(self) -> list[tf.Variable]:
@@ -56,26 +54,11 @@ class GradientWatch:
 
     def install(self, optimizer: Any) -> None:
         """Starts to listen. A step that was compiled before has to be compiled anew."""
-        # Under loss scaling the inner optimizer gets the gradients unscaled, and only where they are finite.
-        self._optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-        original = self._optimizer.apply
-
-        def apply(grads: Any, trainable_variables: Any = None) -> Any:
-            variables = self._optimizer._trainable_variables if trainable_variables is None else trainable_variables
-            grads, variables = list(grads), list(variables)
-            if self._hook is apply:
-                self._take(grads, variables)
-            return original(grads, variables)
-
-        self._hook = apply
-        # Past Keras's attribute tracking, which is for variables.
-        object.__setattr__(self._optimizer, "apply", apply)
+        self._listener.install(optimizer)
 
     def remove(self) -> None:
         """Stops listening."""
-        if self._optimizer is not None and self._optimizer.__dict__.get("apply") is self._hook:
-            object.__delattr__(self._optimizer, "apply")
-        self._hook = None
+        self._listener.remove()
 
     def read(self) -> list[np.ndarray]:
         """The sum for each kernel.
@@ -99,6 +82,10 @@ class GradientWatch:
         """Starts the sums anew."""
         for variable in self.variables:
             variable.assign(tf.zeros(variable.shape))
+
+    def _step(self, apply: Apply, grads: list[Any], variables: list[Any]) -> Any:
+        self._take(grads, variables)
+        return apply(grads, variables)
 
     def _take(self, grads: Sequence[Any], variables: Sequence[Any]) -> None:
         places = {id(kernel): at for at, kernel in enumerate(self._kernels)}

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.prune.kernels import prunable_kernels
+from tfcompress.techniques.prune.listening import Apply, OptimizerListener
 
 # Of the paper: the sharpness of the distribution, and how far it is stretched beyond 0 and 1.
 _TEMPERATURE = 2 / 3
@@ -84,7 +85,7 @@ class HardConcretePruning(keras.callbacks.Callback):
         ]
         self._gate_optimizer = keras.optimizers.Adam(learning_rate)
         self._gate_optimizer.build([gated.log_alpha for gated in self._gated])
-        self._optimizer: Any = None
+        self._listener = OptimizerListener(self._step)
 
     @property
     def variables(self) -> list[Any]:
@@ -92,9 +93,7 @@ class HardConcretePruning(keras.callbacks.Callback):
         return [*(variable for gated in self._gated for variable in gated.variables), *self._gate_optimizer.variables]
 
     def on_train_begin(self, logs=None):
-        # Under loss scaling the inner optimizer gets the gradients unscaled, and only where they are finite.
-        self._optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        object.__setattr__(self._optimizer, "apply", self._listening(self._optimizer.apply))
+        self._listener.install(self.model.optimizer)
         for gated in self._gated:
             gated.begin()
         self.model.make_train_function(force=True)
@@ -112,37 +111,34 @@ class HardConcretePruning(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._show_likely()
-        object.__delattr__(self._optimizer, "apply")
+        self._listener.remove()
         self.model.make_train_function(force=True)
 
     def _show_likely(self) -> None:
         for gated in self._gated:
             gated.show_likely()
 
-    def _listening(self, original: Any) -> Any:
+    def _step(self, apply: Apply, grads: list[Any], variables: list[Any]) -> Any:
+        """The optimizer's step on the weights without gates, and one on the gates."""
         places = {id(gated.kernel): gated for gated in self._gated}
-
-        def apply(grads: Any, trainable_variables: Any = None) -> Any:
-            variables = self._optimizer._trainable_variables if trainable_variables is None else trainable_variables
-            gate_gradients = {}
-            new = []
-            for gradient, variable in zip(grads, variables, strict=True):
-                gated = places.get(id(variable))
-                if gated is not None and gradient is not None:
-                    gradient, of_gate = gated.gradients(tf.convert_to_tensor(gradient), self._strength)
-                    gate_gradients[id(variable)] = of_gate
-                    gated.show_plain()
-                new.append(gradient)
-            original(new, list(variables))
-            learned = [gated for key, gated in places.items() if key in gate_gradients]
-            if learned:
-                self._gate_optimizer.apply(
-                    [gate_gradients[id(gated.kernel)] for gated in learned], [gated.log_alpha for gated in learned]
-                )
-            for gated in learned:
-                gated.draw(self._optimizer.iterations)
-
-        return apply
+        gate_gradients = {}
+        new = []
+        for gradient, variable in zip(grads, variables, strict=True):
+            gated = places.get(id(variable))
+            if gated is not None and gradient is not None:
+                gradient, of_gate = gated.gradients(tf.convert_to_tensor(gradient), self._strength)
+                gate_gradients[id(variable)] = of_gate
+                gated.show_plain()
+            new.append(gradient)
+        result = apply(new, variables)
+        learned = [gated for key, gated in places.items() if key in gate_gradients]
+        if learned:
+            self._gate_optimizer.apply(
+                [gate_gradients[id(gated.kernel)] for gated in learned], [gated.log_alpha for gated in learned]
+            )
+        for gated in learned:
+            gated.draw(self._listener.optimizer.iterations)
+        return result
 
 
 class _GatedKernel:

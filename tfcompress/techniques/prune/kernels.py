@@ -5,16 +5,15 @@ Invariant: the kernels are listed in the model's order, each once. Left out: whi
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Sequence
 
 import keras
 
-from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.errors import ModelError
 from tfcompress.graph.trace import Trace, trace
-from tfcompress.techniques.masks import Kernel, find_kernels
+from tfcompress.techniques.kernels import Kernel, find_kernels
+from tfcompress.techniques.layer_names import check_patterns, fits
 
-_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 
 
@@ -42,53 +41,23 @@ def prunable_kernels(
     """
     kernels = find_kernels(model)
     names = list(dict.fromkeys(kernel.layer.name for kernel in kernels))
-    for argument, patterns in (("include", include or ()), ("exclude", exclude)):
-        for pattern in patterns:
-            if not fnmatch.filter(names, pattern):
-                raise InvalidArgumentError(argument, f"patterns of the layer names {names}", pattern)
+    check_patterns(names, {"include": include, "exclude": exclude})
     if include is None:
         left_out = _first_and_last(model, names)
         chosen = [
             kernel
             for kernel in kernels
-            if not is_depthwise(kernel) and (kernel.layer.name not in left_out or isinstance(kernel.layer, _RECURRENT))
+            if not kernel.is_depthwise and (kernel.layer.name not in left_out or isinstance(kernel.layer, _RECURRENT))
         ]
     else:
-        chosen = [kernel for kernel in kernels if _fits(kernel, include)]
-    chosen = [kernel for kernel in chosen if not _fits(kernel, exclude)]
+        chosen = [kernel for kernel in kernels if fits(kernel.layer.name, include)]
+    chosen = [kernel for kernel in chosen if not fits(kernel.layer.name, exclude)]
     if not chosen:
         raise ModelError(
             f"Model {model.name!r} has no layer to prune: first, last and depthwise layers are left out by default. "
             f"Name layers in `include`. Received: layers with kernels {names}."
         )
     return chosen
-
-
-def prunable_layers(
-    model: keras.Model, include: Iterable[str] | None = None, exclude: Iterable[str] = ()
-) -> list[keras.layers.Layer]:
-    """The layers that the kernels of `prunable_kernels` are in, each once.
-
-    Args:
-        model: A built Keras model.
-        include: As for `prunable_kernels`.
-        exclude: As for `prunable_kernels`.
-
-    Raises:
-        InvalidArgumentError: If a pattern fits no layer with a kernel.
-        ModelError: If nothing is left to prune.
-    """
-    layers = {id(kernel.layer): kernel.layer for kernel in prunable_kernels(model, include, exclude)}
-    return list(layers.values())
-
-
-def is_depthwise(kernel: Kernel) -> bool:
-    """Whether each channel of the output reads one channel of the input only."""
-    return isinstance(kernel.owner, _DEPTHWISE) or kernel.variable.name.startswith("depthwise")
-
-
-def _fits(kernel: Kernel, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatch(kernel.layer.name, pattern) for pattern in patterns)
 
 
 def _first_and_last(model: keras.Model, names: Sequence[str]) -> set[str]:

@@ -13,12 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import DataError, InvalidArgumentError
-from tfcompress.techniques.masks import Kernel
+from tfcompress.techniques.kernels import Kernel
 from tfcompress.techniques.prune.budgets import as_budget
 from tfcompress.techniques.prune.criteria import Criterion, as_criterion, check_scores
 from tfcompress.techniques.prune.kernels import prunable_kernels
 from tfcompress.techniques.prune.patterns import Pattern, RowLayout, check_pattern
-from tfcompress.techniques.prune.ranking import choose_masks
+from tfcompress.techniques.prune.ranking import choose_masks, ranked
 from tfcompress.training.copying import copy_model
 
 
@@ -80,10 +80,8 @@ def prune_weights(
             check_scores(kernel.name, chosen.score(value, seen, rng), value.shape)
             for kernel, value, seen in zip(kernels, values, observed, strict=True)
         ]
-        lowest = min(0.0, *(float(score.min()) for score in scores))
         masks = choose_masks(
-            # What is zero already goes first.
-            [np.where(value != 0, score - lowest, -np.inf) for value, score in zip(values, scores, strict=True)],
+            ranked(scores, [value != 0 for value in values]),
             sparsity,
             budget=as_budget("prune_weights", budget),
             pattern=parsed,

@@ -18,8 +18,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.techniques.masks import Kernel
-from tfcompress.techniques.prune.kernels import is_depthwise
+from tfcompress.techniques.kernels import Kernel
 
 _TRANSPOSED = (keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose)
 
@@ -138,9 +137,9 @@ def check_pattern(pattern: Pattern, kernels: list[Kernel]) -> None:
     if pattern.width == 1:
         return
     unfit = [
-        f"{kernel.name} (depthwise)" if is_depthwise(kernel) else f"{kernel.name} ({RowLayout.of(kernel).inputs})"
+        f"{kernel.name} (depthwise)" if kernel.is_depthwise else f"{kernel.name} ({RowLayout.of(kernel).inputs})"
         for kernel in kernels
-        if is_depthwise(kernel) or RowLayout.of(kernel).inputs % pattern.width
+        if kernel.is_depthwise or RowLayout.of(kernel).inputs % pattern.width
     ]
     if unfit:
         raise ModelError(

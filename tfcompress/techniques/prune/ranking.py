@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.prune.budgets import Budget, as_budget, uniform
+from tfcompress.techniques.prune.budgets import Budget, uniform
 from tfcompress.techniques.prune.patterns import Pattern, RowLayout
 
 
@@ -59,23 +59,19 @@ def choose_masks(
     return [layout.array(pattern.keep(row, drop)) for layout, row, drop in zip(layouts, rows, dropped, strict=True)]
 
 
-def magnitude_masks(kernels: Sequence[np.ndarray], sparsity: float, ranking: str = "layer") -> list[np.ndarray]:
-    """Which weights to keep so that a share `sparsity` of them, the smallest, is dropped.
+def ranked(scores: Sequence[np.ndarray], alive: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Scores of any sign as `choose_masks` takes them: at least 0, and what is pruned already goes first.
 
     Args:
-        kernels: Arrays of any shapes.
-        sparsity: Share to drop, in [0, 1].
-        ranking: `"layer"` or `"global"`.
-
-    Returns:
-        A boolean array for each kernel. Equal magnitudes are dropped in the order of their index.
+        scores: For each kernel an array of its shape.
+        alive: For each kernel a boolean array: the weights that are not pruned.
 
     Example:
-        >>> magnitude_masks([np.array([3.0, -1.0, 2.0, 0.5])], 0.5)[0].tolist()
-        [True, False, True, False]
+        >>> ranked([np.array([3.0, -1.0, 0.0])], [np.array([True, True, False])])[0].tolist()
+        [4.0, 0.0, -inf]
     """
-    budget = as_budget("magnitude_masks", {"layer": "uniform"}.get(ranking, ranking))
-    return choose_masks([np.abs(kernel) for kernel in kernels], sparsity, budget=budget)
+    lowest = min(0.0, *(float(score.min()) for score in scores))
+    return [np.where(kept, score - lowest, -np.inf) for score, kept in zip(scores, alive, strict=True)]
 
 
 def _lowest_of_all(costs: Sequence[np.ndarray], drop: int, spared: int) -> list[np.ndarray]:

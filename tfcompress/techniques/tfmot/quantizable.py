@@ -6,16 +6,16 @@ Invariant: TFMOT itself is asked, with each kind of layer in a model of its own.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
 import keras
 import tf_keras
 
-from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.errors import ModelError
 from tfcompress.graph.flatten import flatten
 from tfcompress.graph.trace import Trace, trace
+from tfcompress.techniques.layer_names import check_patterns, fits
 from tfcompress.techniques.schedules import load_tfmot
 from tfcompress.techniques.tfmot.callbacks import KERNELS, weight_name
 
@@ -43,12 +43,9 @@ def choose_quantizable(
     """
     layers = [layer for layer in legacy.layers if not isinstance(layer, tf_keras.layers.InputLayer)]
     names = [layer.name for layer in layers]
-    excluded: set[str] = set()
-    for pattern in exclude:
-        fits = fnmatch.filter(names, pattern)
-        if not fits:
-            raise InvalidArgumentError("exclude", f"patterns of the layer names {names}", pattern)
-        excluded |= set(fits)
+    patterns = tuple(exclude)
+    check_patterns(names, {"exclude": patterns})
+    excluded = {name for name in names if fits(name, patterns)}
     refused = _refused(layers, excluded, _before(trace(flatten(model))), legacy)
     listing = [f"{name}: {reason}" for name, reason in refused.items()]
     if refused and not allow_float:

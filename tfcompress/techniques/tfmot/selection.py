@@ -6,7 +6,6 @@ out in silence. Left out: what is done with the layers.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import tf_keras
 
 from tfcompress.bridge.to_tf_keras import to_tf_keras
 from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.techniques.layer_names import check_patterns, fits
 
 # Compiles a tf_keras model and fits it with the callbacks that it is given.
 Fit = Callable[[Any, Sequence[Any]], Any]
@@ -57,15 +57,11 @@ def choose_layers(
         ModelError: If TFMOT refuses a layer with a kernel that is not excluded, or nothing is left.
     """
     candidates = {layer.name: layer for layer in legacy.layers if _has_kernel(layer)}
-    for argument, patterns in (("include", include or ()), ("exclude", exclude)):
-        for pattern in patterns:
-            if not fnmatch.filter(candidates, pattern):
-                raise InvalidArgumentError(argument, f"patterns of the layer names {list(candidates)}", pattern)
+    check_patterns(candidates, {"include": include, "exclude": exclude})
     chosen: dict[str, list[Any]] = {}
     refused: list[str] = []
     for name, layer in candidates.items():
-        wanted = include is None or any(fnmatch.fnmatch(name, pattern) for pattern in include)
-        if not wanted or any(fnmatch.fnmatch(name, pattern) for pattern in exclude):
+        if (include is not None and not fits(name, include)) or fits(name, exclude):
             continue
         try:
             weights = weights_of(layer)
