@@ -17,7 +17,7 @@ from tfcompress.errors import DataError, ExportError, InvalidArgumentError, Mode
 from tfcompress.export import export_tflite, parity
 from tfcompress.export import tflite as exporter
 from tfcompress.export.converter import ConverterProcess
-from tfcompress.export.endpoint import InputSpec, computing_in_float32
+from tfcompress.export.endpoint import InputSpec, model_in_float32
 from tfcompress.export.samples import collect
 from tfcompress.measure.tflite_runner import TFLiteRunner
 
@@ -225,7 +225,7 @@ def test_mixed_precision_is_exported_in_float32(path):
     result = export_tflite(model, path, mode="float32")
     assert "CAST" not in result.audit.ops
     assert {layer.dtype_policy.name for layer in model.layers} == {"mixed_float16"}
-    with computing_in_float32(model):
+    with model_in_float32(model):
         np.testing.assert_allclose(TFLiteRunner(path).predict(blobs(8)[0]), model(blobs(8)[0]), atol=1e-5)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.copy_layer import copy_layer
-from tfcompress.graph.flatten import flatten, unique_names
+from tfcompress.graph.flatten import flatten, has_equal_names, unique_names
 from tfcompress.graph.trace import trace
 
 
@@ -29,6 +29,13 @@ def test_flat_model_computes_the_same():
     # A layer that is used twice is one layer still.
     assert flat.count_params() == model.count_params()
     assert not any(isinstance(layer, keras.Model) for layer in flat.layers)
+
+
+def test_equal_names_are_found():
+    model = twice_the_same_names()
+    assert has_equal_names(trace(model, allow_equal_names=True))
+    # It uses a layer twice, which is no second layer.
+    assert not has_equal_names(trace(flatten(model)))
 
 
 def test_the_model_keeps_its_own_layers():

@@ -271,7 +271,7 @@ def test_a_layer_may_stay_in_float(tmp_path):
     with pytest.raises(ModelError, match=r"group: GroupNormalization has no rounded twin"):
         quantize_aware(model, samples)
     aware = quantize_aware(model, samples, allow_float=["group"])
-    result = tfc.export_tflite(aware, tmp_path / "model.tflite", calibration=samples, audit=False)
+    result = tfc.export_tflite(aware, tmp_path / "model.tflite", calibration=samples)
     kernels = {constant.op: constant.dtype for constant in result.audit.weights if constant.role == "kernel"}
     assert kernels == {"CONV_2D": "int8", "FULLY_CONNECTED": "int8"}
     # Some of the float operations are those of the layer itself.

@@ -206,6 +206,17 @@ def test_dropout_that_is_random_in_inference_stays_and_so_does_the_layer_of_an_o
     assert simplified.output_names == model.output_names
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_constant_that_goes_through_chance_is_none(training):
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5)(layers.Dense(3, activation="relu", name="hidden")(inputs), training=training)
+    model = keras.Model(inputs, layers.Dense(2)(x))
+    kernel, bias = model.get_layer("hidden").get_weights()
+    kernel[:, 0], bias[0] = 0.0, 1.0
+    model.get_layer("hidden").set_weights([kernel, bias])
+    assert tfc.simplify(model).get_layer("hidden").units == (3 if training else 2)
+
+
 def test_masks_go_no_further_than_before():
     inputs = keras.Input((5, 3))
     x = layers.Masking()(inputs)

@@ -113,13 +113,11 @@ def _check_layers(traced: Trace, twins: Mapping[int, Twin], inputs: Sequence[np.
     results: list[list[Any]] = [[tf.convert_to_tensor(value)] for value in inputs]
     waiting = _last_uses(traced)
 
-    def real(leaf: Any) -> Any:
-        return results[leaf.call][leaf.position] if isinstance(leaf, Ref) else leaf
+    def real(ref: Ref) -> Any:
+        return results[ref.call][ref.position]
 
     for index in range(len(inputs), len(traced.calls)):
-        call = traced.calls[index]
-        args, kwargs = keras.tree.map_structure(real, (call.args, dict(call.kwargs)))
-        results.append(_compare_twins(twins[index], args, kwargs))
+        results.append(_compare_twins(twins[index], *traced.calls[index].arguments(real)))
         for done in waiting.get(index, ()):
             results[done] = []  # A large network's tensors would otherwise all stay.
 

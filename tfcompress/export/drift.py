@@ -23,7 +23,7 @@ from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from tfcompress.errors import ExportError, InvalidArgumentError
 from tfcompress.export import flatbuffer
 from tfcompress.export.converter import shared_converter
-from tfcompress.export.endpoint import Endpoint, computing_in_float32
+from tfcompress.export.endpoint import Endpoint, model_in_float32
 from tfcompress.export.layer_names import Result, layer_results, rounded
 from tfcompress.export.modes import MODES
 from tfcompress.export.parity import MAX_SNR_DB, decibels
@@ -185,7 +185,7 @@ def _compare(content: bytes, endpoint: Endpoint, inputs: Mapping[str, np.ndarray
     matches = _matches(flatbuffer.parse(content), traced, endpoint.output_names)
     file = _File(content, inputs)
     noise: dict[str, _Noise] = {}
-    with computing_in_float32(endpoint.model):
+    with model_in_float32(endpoint.model):
         for start in range(0, file.samples, _BATCH):
             at = range(start, min(start + _BATCH, file.samples))
             wanted = {name: match for name, match in matches.items() if isinstance(match, Result)}
@@ -237,13 +237,10 @@ def _outputs(
     names = {index: call.operation.name for index, call in enumerate(traced.calls)}
     layer_at = {rounded(traced, index): name for index, name in names.items() if name in wanted}
 
-    def real(leaf: Any) -> Any:
-        return values[leaf] if isinstance(leaf, Ref) else leaf
-
     for index, call in enumerate(traced.calls):
         if Ref(index) in values:
             continue
-        args, kwargs = keras.tree.map_structure(real, (call.args, dict(call.kwargs)))
+        args, kwargs = call.arguments(values.__getitem__)
         # Not a model of these outputs: calling layers on symbolic tensors would leave nodes in the user's layers.
         results = keras.tree.flatten(call.operation(*args, **kwargs))
         values |= {Ref(index, position): result for position, result in enumerate(results)}

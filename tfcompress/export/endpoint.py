@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from tfcompress.errors import ModelError
 from tfcompress.export.zero_factors import zero_factors_as_zero_kernels
+from tfcompress.graph.precision import computing_in_float32
 
 SIGNATURE = "serving_default"
 _BATCH = 64
@@ -94,7 +95,7 @@ class Endpoint:
         arrays = [inputs[spec.name] for spec in self.inputs]
         call = tf.function(self.__call__, reduce_retracing=True)
         parts: dict[str, list[np.ndarray]] = {name: [] for name in self.output_names}
-        with computing_in_float32(self.model):
+        with model_in_float32(self.model):
             for start in range(0, len(arrays[0]), _BATCH):
                 outputs = call(*(tf.convert_to_tensor(array[start : start + _BATCH]) for array in arrays))
                 for name, output in outputs.items():
@@ -125,7 +126,7 @@ class Endpoint:
         model = model or self.model
         # A batch of unknown size would leave SHAPE and PACK operations in the file.
         signature = [keras.InputSpec(shape=(1, *spec.shape), dtype=spec.dtype, name=spec.name) for spec in self.inputs]
-        with computing_in_float32(model), zero_factors_as_zero_kernels(model):
+        with model_in_float32(model), zero_factors_as_zero_kernels(model):
             archive = keras.export.ExportArchive()
             archive.track(model)
             archive.add_endpoint(SIGNATURE, lambda *flat: self(*flat, model=model), input_signature=signature)
@@ -133,29 +134,21 @@ class Endpoint:
 
 
 @contextlib.contextmanager
-def computing_in_float32(model: keras.Model) -> Iterator[None]:
+def model_in_float32(model: keras.Model) -> Iterator[None]:
     """Lets a model of mixed precision compute in float32 for a while; its variables are float32 anyway.
 
     Raises:
         ModelError: If variables are of another type, so that the computation would not be the model's own.
     """
-    changed: list[tuple[Any, Any]] = []
-    try:
-        for layer in model._flatten_layers():
-            policy = layer.dtype_policy
-            if policy.compute_dtype == "float32":
-                continue
-            if policy.variable_dtype != "float32" and layer.variables:
-                raise ModelError(
-                    f"Layer {layer.name!r} has {policy.variable_dtype} variables, where an export needs float32 ones. "
-                    "Rebuild the model with the dtype policy 'float32' and set its weights."
-                )
-            changed.append((layer, policy))
-            layer.dtype_policy = "float32"
+    layers = [layer for layer in model._flatten_layers() if layer.dtype_policy.compute_dtype != "float32"]
+    for layer in layers:
+        if layer.dtype_policy.variable_dtype != "float32" and layer.variables:
+            raise ModelError(
+                f"Layer {layer.name!r} has {layer.dtype_policy.variable_dtype} variables, where an export needs "
+                "float32 ones. Rebuild the model with the dtype policy 'float32' and set its weights."
+            )
+    with computing_in_float32(layers):
         yield
-    finally:
-        for layer, policy in changed:
-            layer.dtype_policy = policy
 
 
 def _input_spec(tensor: keras.KerasTensor, model: keras.Model) -> InputSpec:

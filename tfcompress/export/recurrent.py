@@ -21,7 +21,7 @@ import keras
 from tfcompress.bridge.to_tf_keras import to_tf_keras
 from tfcompress.errors import ModelError
 from tfcompress.export.modes import MODES
-from tfcompress.graph.copy_layer import copy_layer, copy_weights
+from tfcompress.graph.copy_layer import LayerCopies, copy_layer
 from tfcompress.graph.flatten import unique_names
 from tfcompress.graph.trace import Trace, replay, trace
 
@@ -127,25 +127,14 @@ def _steps(model: keras.Model, layer: Any) -> int:
 def _unroll(traced: Trace, unrolled: set[int]) -> keras.Model:
     """A copy of the model, nested models opened, whose layers `unrolled` (by identity) have no loop."""
     names = unique_names(traced)
-    copies: dict[int, Any] = {}
 
-    def call(index: int, one: Any, args: tuple, kwargs: dict) -> Any:
-        layer = one.operation
-        if not isinstance(layer, keras.layers.Layer):
-            return layer(*args, **kwargs)
-        if id(layer) in copies:
-            return copies[id(layer)](*args, **kwargs)
-        if id(layer) in unrolled:
-            # Not `copy_layer`: what changes may lie deep in the configuration of a wrapper.
-            config = {**_unrolled_config(layer.get_config()), "name": names[id(layer)]}
-            copies[id(layer)] = type(layer).from_config(config)
-        else:
-            copies[id(layer)] = copy_layer(layer, name=names[id(layer)])
-        result = copies[id(layer)](*args, **kwargs)
-        copy_weights(layer, copies[id(layer)])
-        return result
+    def copy(layer: Any) -> Any:
+        if id(layer) not in unrolled:
+            return copy_layer(layer, name=names[id(layer)])
+        # Not `copy_layer`: what changes may lie deep in the configuration of a wrapper.
+        return type(layer).from_config({**_unrolled_config(layer.get_config()), "name": names[id(layer)]})
 
-    return replay(traced, call)
+    return replay(traced, LayerCopies(copy))
 
 
 def _unrolled_config(config: Any) -> Any:

@@ -21,46 +21,30 @@ from tfcompress.graph import channel_tensors as tensors
 from tfcompress.graph.channel_labels import LabelBook, Labelled, Labels
 from tfcompress.graph.channel_rule import Count, LayerRule, is_elementwise
 from tfcompress.graph.channel_sequences import SEQUENCE_RULES
+from tfcompress.graph.layer_kinds import (
+    CONVOLUTIONS,
+    CROPPINGS,
+    DEPTHWISE,
+    ELEMENTWISE,
+    GLOBAL_POOLINGS,
+    IDLE_IN_INFERENCE,
+    PADDINGS,
+    POOLINGS,
+    SEPARABLE,
+    TRANSPOSED,
+    UPSAMPLINGS,
+)
 from tfcompress.graph.trace import Call, Ref
 
 # Layers without weights that treat every channel by itself; maps keep their channel axis.
 EACH_CHANNEL = (
-    layers.ActivityRegularization,
-    layers.AlphaDropout,
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.Cropping1D,
-    layers.Cropping2D,
-    layers.Cropping3D,
-    layers.Dropout,
-    layers.ELU,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.Identity,
-    layers.LeakyReLU,
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-    layers.ReLU,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.UpSampling1D,
-    layers.UpSampling2D,
-    layers.UpSampling3D,
-    layers.ZeroPadding1D,
-    layers.ZeroPadding2D,
-    layers.ZeroPadding3D,
+    *IDLE_IN_INFERENCE,
+    *ELEMENTWISE,
+    *PADDINGS,
+    *CROPPINGS,
+    *UPSAMPLINGS,
+    *POOLINGS,
     StochasticDepth,
-)
-_GLOBAL_POOLING = (
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D,
 )
 _Result = Sequence[Labels | None]
 
@@ -298,11 +282,11 @@ _MERGED = LayerRule(_merged)
 RULES: dict[type, LayerRule] = {
     **SEQUENCE_RULES,
     **dict.fromkeys(EACH_CHANNEL, LayerRule(_each_channel)),
-    **dict.fromkeys(_GLOBAL_POOLING, LayerRule(_pooled_globally)),
-    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _CONV),
-    **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _TRANSPOSED),
-    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _DEPTHWISE),
-    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), _SEPARABLE),
+    **dict.fromkeys(GLOBAL_POOLINGS, LayerRule(_pooled_globally)),
+    **dict.fromkeys(CONVOLUTIONS, _CONV),
+    **dict.fromkeys(TRANSPOSED, _TRANSPOSED),
+    **dict.fromkeys(DEPTHWISE, _DEPTHWISE),
+    **dict.fromkeys(SEPARABLE, _SEPARABLE),
     **dict.fromkeys((layers.Add, layers.Subtract, layers.Multiply, layers.Average), _MERGED),
     **dict.fromkeys((layers.Maximum, layers.Minimum, CustomScaleLayer), _MERGED),
     layers.Activation: LayerRule(_activation),

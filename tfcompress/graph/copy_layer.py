@@ -1,18 +1,21 @@
-"""A second layer of the same configuration.
+"""A second layer of the same configuration, and copies of all layers of a graph.
 
 Invariant: the layer that is copied is not changed, and nothing that it holds is executed; what a preprocessing layer
-learned from data is copied too. Left out: its weights, which `copy_weights` copies once the new layer is built.
+learned from data is copied too. Left out: copies with other weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
+from tfcompress.graph.trace import Call
+
 
 def copy_layer(layer: Any, /, **changes: Any) -> Any:
-    """A new layer like `layer`, not built.
+    """A new layer like `layer`, not built; `copy_weights` gives it the weights once it is.
 
     Args:
         layer: A layer, or a model that is used as one.
@@ -34,6 +37,43 @@ def copy_weights(layer: Any, copy: Any) -> None:
     copy.set_weights(layer.get_weights())
     if isinstance(copy, keras.layers.Normalization):
         copy.finalize_state()  # It computes with constants that it makes of its weights.
+
+
+class LayerCopies:
+    """Copies of the layers of a graph, called in their place: the `call_function` of a `replay` that copies a model.
+
+    A copy is made at the first use of its layer, and has the layer's weights from then on; what is used again is one
+    copy again. Operations that are no layers have nothing to copy, and are called themselves.
+
+    Args:
+        copy: Makes a layer's copy, not built; by default `copy_layer`.
+
+    Example:
+        >>> from tfcompress.graph.trace import replay, trace
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="dense")])
+        >>> copies = LayerCopies(lambda layer: copy_layer(layer, name=f"{layer.name}_copy"))
+        >>> [layer.name for layer in replay(trace(model), copies).layers[1:]]
+        ['dense_copy']
+    """
+
+    def __init__(self, copy: Callable[[Any], Any] = copy_layer):
+        self._copy = copy
+        # By the layers' identity, since two of nested models may have one name.
+        self._copies: dict[int, Any] = {}
+
+    def __call__(self, index: int, call: Call, args: tuple, kwargs: dict) -> Any:
+        return self.apply(call.operation, *args, **kwargs)
+
+    def apply(self, operation: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """What the copy of a layer makes of its arguments."""
+        if not isinstance(operation, keras.layers.Layer):
+            return operation(*args, **kwargs)
+        if id(operation) in self._copies:
+            return self._copies[id(operation)](*args, **kwargs)
+        self._copies[id(operation)] = copy = self._copy(operation)
+        result = copy(*args, **kwargs)
+        copy_weights(operation, copy)
+        return result
 
 
 def adapted_state(layer: Any) -> dict[str, Any]:

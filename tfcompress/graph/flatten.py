@@ -6,11 +6,9 @@ out: subclassed models, which have no graph (`functional.py`).
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 
-from tfcompress.graph.copy_layer import copy_layer, copy_weights
+from tfcompress.graph.copy_layer import LayerCopies, copy_layer
 from tfcompress.graph.trace import Trace, replay, trace
 
 
@@ -26,6 +24,12 @@ def unique_names(traced: Trace) -> dict[int, str]:
             continue
         names[id(call.operation)] = unused_name(call.operation.name, taken)
     return names
+
+
+def has_equal_names(traced: Trace) -> bool:
+    """Whether layers of a model and of the models in it share a name, so that they cannot be known by their names."""
+    names = {id(call.operation): call.operation.name for call in traced.calls}
+    return len(set(names.values())) < len(names)
 
 
 def unused_name(name: str, taken: set[str]) -> str:
@@ -62,18 +66,4 @@ def flatten(model: keras.Model) -> keras.Model:
     """
     traced = trace(model, allow_equal_names=True)
     names = unique_names(traced)
-    copies: dict[int, Any] = {}
-
-    def call_copy(index: int, call: Any, args: tuple, kwargs: dict) -> Any:
-        operation = call.operation
-        if not isinstance(operation, keras.layers.Layer):
-            return operation(*args, **kwargs)
-        first_use = id(operation) not in copies
-        if first_use:
-            copies[id(operation)] = copy_layer(operation, name=names[id(operation)])
-        result = copies[id(operation)](*args, **kwargs)
-        if first_use:
-            copy_weights(operation, copies[id(operation)])
-        return result
-
-    return replay(traced, call_copy)
+    return replay(traced, LayerCopies(lambda layer: copy_layer(layer, name=names[id(layer)])))

@@ -18,6 +18,8 @@ import keras
 from keras import layers
 
 from tfcompress.errors import ModelError
+from tfcompress.graph.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
+from tfcompress.graph.shapes import tensors_of
 from tfcompress.graph.trace import Ref, trace
 
 _Shape = tuple[Any, ...]
@@ -42,25 +44,14 @@ def layer_macs(model: keras.Model) -> dict[str, int]:
         {'conv': 3888}
     """
     traced = trace(model)
-    results: list[list[keras.KerasTensor]] = []
+    tensors = tensors_of(traced, batch=1)
     counts: dict[str, int] = {}
-
-    def tensor(leaf: Any) -> Any:
-        return results[leaf.call][leaf.position] if isinstance(leaf, Ref) else leaf
-
-    for at, call in enumerate(traced.calls):
-        operation = call.operation
-        if at < len(model.inputs):
-            given = model.inputs[at]
-            results.append([keras.KerasTensor((1, *given.shape[1:]), given.dtype)])
-            continue
-        args, kwargs = keras.tree.map_structure(tensor, (call.args, dict(call.kwargs)))
-        # Asks for shapes only: calling the layer would add a call to the user's graph.
-        outputs = keras.tree.flatten(operation.compute_output_spec(*args, **kwargs))
-        results.append(outputs)
-        if isinstance(operation, layers.Layer):
-            macs = _macs_of_call(operation, _input_shapes(operation, args, kwargs), tuple(outputs[0].shape))
-            counts[operation.name] = counts.get(operation.name, 0) + macs
+    for index, call in enumerate(traced.calls):
+        layer = call.operation
+        if isinstance(layer, layers.Layer) and not isinstance(layer, layers.InputLayer):
+            inputs = _input_shapes(layer, *call.arguments(tensors.__getitem__))
+            macs = _macs_of_call(layer, inputs, tuple(tensors[Ref(index)].shape))
+            counts[layer.name] = counts.get(layer.name, 0) + macs
     return counts
 
 
@@ -194,10 +185,10 @@ def _wrapper(layer: Any, inputs: Sequence[_Shape], output: _Shape) -> int:
 
 # The first class that fits decides, so subclasses stand before what they extend.
 _COUNTERS: tuple[tuple[Any, Callable[[Any, Sequence[_Shape], _Shape], int]], ...] = (
-    ((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _conv_transpose),
-    ((layers.SeparableConv1D, layers.SeparableConv2D), _separable),
-    ((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _conv),
-    ((layers.Conv1D, layers.Conv2D, layers.Conv3D), _conv),
+    (TRANSPOSED, _conv_transpose),
+    (SEPARABLE, _separable),
+    (DEPTHWISE, _conv),
+    (CONVOLUTIONS, _conv),
     (layers.Dense, _dense),
     (layers.EinsumDense, _einsum_dense),
     (layers.MultiHeadAttention, _multi_head_attention),

@@ -44,6 +44,12 @@ class Call:
         """The tensors that come in."""
         return tuple(leaf for leaf in keras.tree.flatten((self.args, dict(self.kwargs))) if isinstance(leaf, Ref))
 
+    def arguments(self, value_of: Callable[[Ref], Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Its positional and keyword arguments, with the value of each tensor in the place of its `Ref`."""
+        return keras.tree.map_structure(
+            lambda leaf: value_of(leaf) if isinstance(leaf, Ref) else leaf, (self.args, dict(self.kwargs))
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
@@ -170,13 +176,13 @@ def splice(inner: Trace, call: Call, calls: list[Call]) -> list[Ref]:
     for ref in [*(ref for one in inner.calls for ref in one.sources), *inner_outputs]:
         used[ref.call].add(ref)
 
-    def move(leaf: Any) -> Any:
-        return moved.get(leaf, leaf) if isinstance(leaf, Ref) else leaf
+    def move(ref: Ref) -> Ref:
+        return moved.get(ref, ref)
 
     for at, one in enumerate(inner.calls):
         if Ref(at) in moved:
             continue
-        calls.append(Call(one.operation, *keras.tree.map_structure(move, (one.args, dict(one.kwargs)))))
+        calls.append(Call(one.operation, *one.arguments(move)))
         moved |= {ref: Ref(len(calls) - 1, ref.position) for ref in used[at]}
     return [moved[ref] for ref in inner_outputs]
 
@@ -216,8 +222,8 @@ def replay(
     inputs: dict[Ref, Any] = {}
     input_refs = set(keras.tree.flatten(traced.inputs))
 
-    def real(leaf: Any) -> Any:
-        return results[leaf.call][leaf.position] if isinstance(leaf, Ref) else leaf
+    def real(ref: Ref) -> Any:
+        return results[ref.call][ref.position]
 
     for index, call in enumerate(traced.calls):
         if Ref(index) in input_refs:
@@ -225,7 +231,7 @@ def replay(
             inputs[Ref(index)] = tensor
             results.append([tensor if on_input is None else on_input(index, tensor)])
         else:
-            args, kwargs = keras.tree.map_structure(real, (call.args, dict(call.kwargs)))
+            args, kwargs = call.arguments(real)
             results.append(keras.tree.flatten(call_function(index, call, args, kwargs)))
     return new_model(
         keras.tree.map_structure(inputs.__getitem__, traced.inputs),

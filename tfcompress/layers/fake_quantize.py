@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
 
-# Below this width a range cannot be told from a constant; it keeps scales finite for channels that are all zero.
+# The least width of a range of activations, which keeps its scale finite where nothing but zeros passes. Kernels have
+# `kernel_limits`.
 SMALLEST_RANGE = 1e-6
 # Of the range of a kernel's largest channel, what the smallest has at least.
 _LEAST_SHARE = 1e-4

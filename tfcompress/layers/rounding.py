@@ -36,7 +36,9 @@ class RoundedKernel:
     """Mixin: adds `weight_bits`, keeps the kernels in float32, and rounds them on demand."""
 
     is_fake_quantized = True
+    # Whether the kernel has a scale for each channel, and if so, whether these are all the same.
     per_channel = True
+    one_scale = False
     base_class: type[keras.layers.Layer]
     # The keys of `get_config` that the plain layer does not have.
     rounding_keys: ClassVar[tuple[str, ...]] = ("weight_bits",)
@@ -58,8 +60,7 @@ class RoundedKernel:
         """A kernel, its last axis that of the channels, as the file will hold it."""
         kernel = tf.convert_to_tensor(kernel)
         if self.per_channel:
-            one_scale = getattr(self, "one_scale", False)
-            rounded = fake_quantize_kernel(kernel, bits=self.weight_bits, per_channel=True, one_scale=one_scale)
+            rounded = fake_quantize_kernel(kernel, bits=self.weight_bits, per_channel=True, one_scale=self.one_scale)
         else:
             # The converter (TensorFlow 2.21) drops the range of a rounded kernel that goes to several operations, as in
             # a shared layer or at every step of a recurrent one, and rounds again, each channel to another scale. This

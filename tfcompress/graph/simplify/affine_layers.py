@@ -14,12 +14,9 @@ import numpy as np
 from keras import layers
 from keras.src.applications.convnext import LayerScale
 
+from tfcompress.graph.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
 from tfcompress.graph.simplify.rewriting import with_weights
 
-CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
-SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
-TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _KERNELS: dict[type, tuple[str, ...]] = {
     **dict.fromkeys((*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, layers.Dense), ("kernel",)),
     **dict.fromkeys(SEPARABLE, ("depthwise_kernel", "pointwise_kernel")),

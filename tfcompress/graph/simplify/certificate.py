@@ -6,7 +6,6 @@ rewriting; differences are relative to the largest output. Left out: training, i
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ import tensorflow as tf
 
 from tfcompress.data import Dataset
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
+from tfcompress.graph.precision import computing_in_float32
 from tfcompress.graph.random_inputs import LARGE_OPEN_SIZE, OPEN_SIZE, random_inputs
 from tfcompress.graph.simplify.rewriting import Step
 from tfcompress.graph.trace import trace
@@ -84,7 +84,7 @@ def random_difference(model: keras.Model, other: keras.Model) -> float:
     traced = trace(model, allow_equal_names=True)
     failure: Exception | None = None
     found: float | None = None
-    with computing_in_float32(model), computing_in_float32(other):
+    with computing_in_float32(_of_half_precision(model, other)):
         # Some networks make too little of a small input, or take the root of a negative number.
         for open_size, signed in itertools.product((OPEN_SIZE, LARGE_OPEN_SIZE), (True, False)):
             flat = random_inputs(traced, _RANDOM_SAMPLES, open_size=open_size, signed=signed)
@@ -109,7 +109,7 @@ def data_difference(model: keras.Model, other: keras.Model, data: Any) -> float:
         DataError: If there is none, or its shape is not the model's.
         InvalidArgumentError: If it is no data.
     """
-    with computing_in_float32(model), computing_in_float32(other):
+    with computing_in_float32(_of_half_precision(model, other)):
         return _difference(model, other, _batches(model, data))[0]
 
 
@@ -186,15 +186,7 @@ def _flat_inputs(structure: Any, inputs: Any) -> list[np.ndarray]:
     return flat
 
 
-@contextlib.contextmanager
-def computing_in_float32(model: keras.Model) -> Iterator[None]:
-    """Lets layers of half precision compute in float32 for a while; their variables are float32 anyway."""
-    changed = [(layer, layer.dtype_policy) for layer in model._flatten_layers()]
-    changed = [(layer, policy) for layer, policy in changed if policy.compute_dtype in ("float16", "bfloat16")]
-    try:
-        for layer, _ in changed:
-            layer.dtype_policy = "float32"
-        yield
-    finally:
-        for layer, policy in changed:
-            layer.dtype_policy = policy
+def _of_half_precision(*models: keras.Model) -> list[Any]:
+    """The layers of some models that compute in 16 bits; their variables are float32 anyway."""
+    layers = [layer for model in models for layer in model._flatten_layers()]
+    return [layer for layer in layers if layer.dtype_policy.compute_dtype in ("float16", "bfloat16")]

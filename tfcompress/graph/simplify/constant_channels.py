@@ -16,43 +16,23 @@ import numpy as np
 from keras import layers
 
 from tfcompress.graph.channel_rule import is_elementwise
+from tfcompress.graph.layer_kinds import (
+    CROPPINGS,
+    ELEMENTWISE,
+    GLOBAL_POOLINGS,
+    IDLE_IN_INFERENCE,
+    PADDINGS,
+    POOLINGS,
+    UPSAMPLINGS,
+)
 from tfcompress.graph.simplify.affine_layers import depends, is_affine, scale_and_shift, weights_of
 from tfcompress.graph.trace import Ref
 
 # Numbers for the channels of a tensor, NaN for those that are not constant.
 Values = np.ndarray
 
-_SAME_VALUE = (
-    layers.ActivityRegularization,
-    layers.AlphaDropout,
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.Cropping1D,
-    layers.Cropping2D,
-    layers.Cropping3D,
-    layers.Dropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.GlobalAveragePooling1D,
-    layers.GlobalAveragePooling2D,
-    layers.GlobalAveragePooling3D,
-    layers.GlobalMaxPooling1D,
-    layers.GlobalMaxPooling2D,
-    layers.GlobalMaxPooling3D,
-    layers.Identity,
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    layers.UpSampling1D,
-    layers.UpSampling2D,
-    layers.UpSampling3D,
-)
-_ELEMENTWISE = (layers.ELU, layers.LeakyReLU, layers.ReLU)
-_PADDING = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+# A map of one number stays one, the same.
+_SAME_VALUE = (*IDLE_IN_INFERENCE, *CROPPINGS, *UPSAMPLINGS, *POOLINGS, *GLOBAL_POOLINGS)
 _MERGES: dict[type, Callable[..., Values]] = {
     layers.Add: lambda *values: np.sum(values, 0),
     layers.Average: lambda *values: np.mean(values, 0),
@@ -116,9 +96,9 @@ def _of_layer(
     kind, values = type(layer), known[0]
     if kind in _SAME_VALUE:
         return values
-    if kind in _PADDING:
+    if kind in PADDINGS:
         return np.where(values == 0, 0.0, np.nan)
-    if kind in _ELEMENTWISE:
+    if kind in ELEMENTWISE:
         return _applied(layer, values)
     if kind is layers.Activation and is_elementwise(layer.activation):
         return _applied(layer.activation, values)

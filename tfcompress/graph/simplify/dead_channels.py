@@ -19,12 +19,10 @@ from keras import layers
 from keras.src.applications.convnext import LayerScale
 
 from tfcompress.graph.channels import ChannelGraph, channel_graph
+from tfcompress.graph.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
+from tfcompress.graph.shapes import tensors_of
 from tfcompress.graph.shrink import shrink
 from tfcompress.graph.simplify.affine_layers import (
-    CONVOLUTIONS,
-    DEPTHWISE,
-    SEPARABLE,
-    TRANSPOSED,
     depends,
     is_affine,
     is_padded,
@@ -33,7 +31,7 @@ from tfcompress.graph.simplify.affine_layers import (
     scaled_before,
 )
 from tfcompress.graph.simplify.constant_channels import Values, constant_channels
-from tfcompress.graph.simplify.rewriting import Step, Wiring, as_model, rewritten, tensors_of
+from tfcompress.graph.simplify.rewriting import Step, Wiring, as_model, rewritten, runs_in_training_mode
 from tfcompress.graph.trace import Call, Ref, Trace, trace
 
 # The kernel that reads channels, the axis along which it does, and that of the channels it makes of them.
@@ -73,6 +71,8 @@ def fold_constants(traced: Trace) -> tuple[Trace, list[Step]]:
                     aliases[Ref(index)] = rest[0]
                 else:
                     calls[index] = Call(operation, (rest,), call.kwargs)
+        if runs_in_training_mode(call):
+            continue  # What it gives depends on chance or on the batch.
         values = constant_channels(call, given, tuple(tensors[Ref(index)].shape))
         if values is not None:
             known[Ref(index)] = values

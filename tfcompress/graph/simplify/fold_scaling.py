@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tfcompress.graph.shapes import tensors_of
 from tfcompress.graph.simplify.affine_layers import (
     channel_axis,
     is_affine,
@@ -24,7 +25,7 @@ from tfcompress.graph.simplify.affine_layers import (
     scaled_before,
     scaled_behind,
 )
-from tfcompress.graph.simplify.rewriting import Step, Wiring, rewritten, runs_in_training_mode, tensors_of
+from tfcompress.graph.simplify.rewriting import Step, Wiring, rewritten, runs_in_training_mode
 from tfcompress.graph.trace import Call, Ref, Trace
 
 

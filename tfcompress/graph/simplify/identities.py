@@ -13,41 +13,17 @@ import keras
 from keras import layers
 from keras.src.applications.convnext import StochasticDepth
 
-from tfcompress.graph.simplify.rewriting import Step, Wiring, rewritten, runs_in_training_mode, tensors_of
+from tfcompress.graph.layer_kinds import (
+    AUGMENTATIONS,
+    CROPPINGS,
+    IDLE_IN_INFERENCE,
+    PADDINGS,
+    POOLINGS,
+    UPSAMPLINGS,
+)
+from tfcompress.graph.shapes import tensors_of
+from tfcompress.graph.simplify.rewriting import Step, Wiring, rewritten, runs_in_training_mode
 from tfcompress.graph.trace import Ref, Trace
-
-_ONLY_IN_TRAINING = (
-    layers.ActivityRegularization,
-    layers.AlphaDropout,
-    layers.Dropout,
-    layers.GaussianDropout,
-    layers.GaussianNoise,
-    layers.Identity,
-    layers.SpatialDropout1D,
-    layers.SpatialDropout2D,
-    layers.SpatialDropout3D,
-    StochasticDepth,
-)
-# Keras writes `training=True` into every call of these, and leaves it out where a model is told that it does not train.
-_AUGMENTATIONS = (
-    layers.RandomBrightness,
-    layers.RandomContrast,
-    layers.RandomFlip,
-    layers.RandomRotation,
-    layers.RandomTranslation,
-    layers.RandomZoom,
-)
-_PADDINGS = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
-_CROPPINGS = (layers.Cropping1D, layers.Cropping2D, layers.Cropping3D)
-_UPSAMPLINGS = (layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D)
-_POOLINGS = (
-    layers.AveragePooling1D,
-    layers.AveragePooling2D,
-    layers.AveragePooling3D,
-    layers.MaxPooling1D,
-    layers.MaxPooling2D,
-    layers.MaxPooling3D,
-)
 
 
 def drop_identities(traced: Trace) -> tuple[Trace, list[Step]]:
@@ -60,7 +36,7 @@ def drop_identities(traced: Trace) -> tuple[Trace, list[Step]]:
         layer = call.operation
         if index in wiring.outputs or len(call.sources) != 1:
             continue
-        if runs_in_training_mode(call) and type(layer) not in _AUGMENTATIONS:
+        if runs_in_training_mode(call) and type(layer) not in AUGMENTATIONS:
             continue
         given, made = tensors[call.sources[0]], tensors[Ref(index)]
         why = _why_idle(layer, given, made)
@@ -78,7 +54,7 @@ def _why_idle(layer: Any, given: keras.KerasTensor, made: keras.KerasTensor) -> 
     if "float" in given.dtype and layer.compute_dtype != given.dtype:
         return None  # It rounds.
     kind = type(layer)
-    if kind in (*_ONLY_IN_TRAINING, *_AUGMENTATIONS):
+    if kind in (*IDLE_IN_INFERENCE, *AUGMENTATIONS, StochasticDepth):
         return "it does nothing in inference"
     if kind is layers.Activation and layer.activation is keras.activations.linear:
         return "its activation is linear"
@@ -86,11 +62,11 @@ def _why_idle(layer: Any, given: keras.KerasTensor, made: keras.KerasTensor) -> 
         return "it reshapes to the same shape"
     if kind is layers.Permute and list(layer.dims) == sorted(layer.dims):
         return "it leaves the axes in their order"
-    if kind in (*_PADDINGS, *_CROPPINGS) and not any(keras.tree.flatten(_amount(layer))):
+    if kind in (*PADDINGS, *CROPPINGS) and not any(keras.tree.flatten(_amount(layer))):
         return "it pads or crops by 0"
-    if kind in _UPSAMPLINGS and set(keras.tree.flatten(layer.size)) == {1}:
+    if kind in UPSAMPLINGS and set(keras.tree.flatten(layer.size)) == {1}:
         return "it repeats once"
-    if kind in _POOLINGS and set(keras.tree.flatten((layer.pool_size, layer.strides))) == {1}:
+    if kind in POOLINGS and set(keras.tree.flatten((layer.pool_size, layer.strides))) == {1}:
         return "it pools single values"
     if kind is layers.Rescaling and _is_all(layer.scale, 1.0) and _is_all(layer.offset, 0.0):
         return "it scales by 1"
@@ -98,7 +74,7 @@ def _why_idle(layer: Any, given: keras.KerasTensor, made: keras.KerasTensor) -> 
 
 
 def _amount(layer: Any) -> Any:
-    return layer.padding if type(layer) in _PADDINGS else layer.cropping
+    return layer.padding if type(layer) in PADDINGS else layer.cropping
 
 
 def _is_all(value: Any, number: float) -> bool:

@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 from keras import layers
 
-from tfcompress.graph.simplify.affine_layers import (
-    CONVOLUTIONS,
-    is_affine,
-    is_linear,
-    is_padded,
-    weights_of,
-)
-from tfcompress.graph.simplify.rewriting import Step, Wiring, rewritten, tensors_of, with_weights
+from tfcompress.graph.layer_kinds import CONVOLUTIONS
+from tfcompress.graph.shapes import tensors_of
+from tfcompress.graph.simplify.affine_layers import is_affine, is_linear, is_padded, weights_of
+from tfcompress.graph.simplify.rewriting import Step, Wiring, rewritten, with_weights
 from tfcompress.graph.trace import Call, Ref, Trace
 
 

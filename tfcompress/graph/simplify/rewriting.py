@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.graph.copy_layer import copy_layer, copy_weights
+from tfcompress.graph.copy_layer import LayerCopies, copy_layer
 from tfcompress.graph.trace import Call, Ref, Trace, replay
 
 
@@ -84,16 +84,15 @@ def rewritten(
     """
     aliases, layers, calls = aliases or {}, layers or {}, calls or {}
 
-    def resolved(leaf: Any) -> Any:
-        while isinstance(leaf, Ref) and leaf in aliases:
-            leaf = aliases[leaf]
-        return leaf
+    def resolved(ref: Ref) -> Ref:
+        while ref in aliases:
+            ref = aliases[ref]
+        return ref
 
     changed = []
     for index, call in enumerate(traced.calls):
         call = calls.get(index, call)
-        args, kwargs = keras.tree.map_structure(resolved, (call.args, dict(call.kwargs)))
-        changed.append(Call(layers.get(id(call.operation), call.operation), args, kwargs))
+        changed.append(Call(layers.get(id(call.operation), call.operation), *call.arguments(resolved)))
     outputs = keras.tree.map_structure(resolved, traced.outputs)
     needed = {ref.call for side in (traced.inputs, outputs) for ref in keras.tree.flatten(side)}
     for index in reversed(range(len(changed))):
@@ -101,46 +100,18 @@ def rewritten(
             needed |= {ref.call for ref in changed[index].sources}
     place = {old: new for new, old in enumerate(sorted(needed))}
 
-    def moved(leaf: Any) -> Any:
-        return Ref(place[leaf.call], leaf.position) if isinstance(leaf, Ref) else leaf
+    def moved(ref: Ref) -> Ref:
+        return Ref(place[ref.call], ref.position)
 
     kept = [changed[index] for index in sorted(needed)]
-    kept = [Call(one.operation, *keras.tree.map_structure(moved, (one.args, dict(one.kwargs)))) for one in kept]
+    kept = [Call(one.operation, *one.arguments(moved)) for one in kept]
     inputs, outputs = (keras.tree.map_structure(moved, side) for side in (traced.inputs, outputs))
     return Trace(traced.name, tuple(kept), inputs, outputs)
 
 
-def tensors_of(traced: Trace) -> dict[Ref, keras.KerasTensor]:
-    """Shape and type of each result, without a call of any layer."""
-    tensors: dict[Ref, Any] = {}
-    for index, call in enumerate(traced.calls):
-        if isinstance(call.operation, keras.layers.InputLayer):
-            outputs = keras.KerasTensor(call.operation.batch_shape, call.operation.dtype)
-        else:
-            given = keras.tree.map_structure(
-                lambda leaf: tensors[leaf] if isinstance(leaf, Ref) else leaf, (call.args, dict(call.kwargs))
-            )
-            outputs = call.operation.compute_output_spec(*given[0], **given[1])
-        tensors.update({Ref(index, at): result for at, result in enumerate(keras.tree.flatten(outputs))})
-    return tensors
-
-
 def as_model(traced: Trace) -> keras.Model:
     """A functional model of copies of the layers of a trace."""
-    copies: dict[int, Any] = {}
-
-    def call_copy(index: int, call: Call, args: tuple, kwargs: dict) -> Any:
-        operation = call.operation
-        if not isinstance(operation, keras.layers.Layer):
-            return operation(*args, **kwargs)
-        if id(operation) in copies:
-            return copies[id(operation)](*args, **kwargs)
-        copies[id(operation)] = copy = copy_layer(operation)
-        result = copy(*args, **kwargs)
-        copy_weights(operation, copy)
-        return result
-
-    return replay(traced, call_copy)
+    return replay(traced, LayerCopies())
 
 
 def with_weights(layer: Any, weights: Mapping[str, np.ndarray], like: Any = None, **changes: Any) -> Any:

@@ -34,13 +34,10 @@ def run_calls(traced: Trace, inputs: Any, wanted: Collection[Ref]) -> dict[Ref, 
     }
     last = max((ref.call for ref in wanted), default=-1)
 
-    def value(leaf: Any) -> Any:
-        return values[leaf] if isinstance(leaf, Ref) else leaf
-
     for index, call in enumerate(traced.calls[: last + 1]):
         if Ref(index) in values:
             continue
-        args, kwargs = keras.tree.map_structure(value, (call.args, dict(call.kwargs)))
+        args, kwargs = call.arguments(values.__getitem__)
         if isinstance(call.operation, keras.layers.Layer) and _takes_training(call.operation):
             kwargs["training"] = False
         results = keras.tree.flatten(call.operation(*args, **kwargs))

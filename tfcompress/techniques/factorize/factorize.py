@@ -13,8 +13,8 @@ from typing import Any
 
 import keras
 
-from tfcompress.graph.copy_layer import copy_layer, copy_weights
-from tfcompress.graph.flatten import flatten, unused_name
+from tfcompress.graph.copy_layer import LayerCopies
+from tfcompress.graph.flatten import flatten, has_equal_names, unused_name
 from tfcompress.graph.trace import Call, Trace, replay, trace
 from tfcompress.techniques.factorize.candidates import find_candidates, known_macs
 from tfcompress.techniques.factorize.decide import Decision, decide, nothing_to_factorize
@@ -127,32 +127,30 @@ def factorization_plan(model: keras.Model, **target: Any) -> FactorizationPlan:
 
 def own_names(model: keras.Model) -> keras.Model:
     """The model, or where layers of nested models have equal names, a flat copy that tells them apart."""
-    names: dict[str, set[int]] = {}
-    for call in trace(model, allow_equal_names=True).calls:
-        names.setdefault(call.operation.name, set()).add(id(call.operation))
-    return flatten(model) if any(len(ids) > 1 for ids in names.values()) else model
+    return flatten(model) if has_equal_names(trace(model, allow_equal_names=True)) else model
 
 
 def _replace(traced: Trace, decisions: Sequence[Decision]) -> keras.Model:
     """The model with the factors in the place of what they factorize."""
     by_name = {one.candidate.layer.name: one for one in decisions if one.way is not None}
     taken = {call.operation.name for call in traced.calls}
+    copies = LayerCopies()
     chains: dict[str, list[Any]] = {}
 
     def call_chain(index: int, call: Call, args: tuple, kwargs: dict) -> Any:
         operation = call.operation
-        if not isinstance(operation, keras.layers.Layer):
-            return operation(*args, **kwargs)
-        name = operation.name
-        first_use = name not in chains
+        one = by_name.get(operation.name)
+        if one is None:
+            return copies.apply(operation, *args, **kwargs)
+        first_use = operation.name not in chains
         if first_use:
-            one = by_name.get(name)
-            chains[name] = [copy_layer(operation)] if one is None else _chain(one, taken)
-        result = chains[name][0](*args, **kwargs)
-        for layer in chains[name][1:]:
+            chains[operation.name] = _chain(one, taken)
+        first, *others = chains[operation.name]
+        result = first(*args, **kwargs)
+        for layer in others:
             result = layer(result)
         if first_use:
-            _set_weights(operation, chains[name], by_name.get(name))
+            _set_weights(operation, chains[operation.name], one)
         return result
 
     return replay(traced, call_chain)
@@ -164,11 +162,7 @@ def _chain(one: Decision, taken: set[str]) -> list[Any]:
     return one.way.layers(one.rank, names)
 
 
-def _set_weights(old: Any, chain: Sequence[Any], one: Decision | None) -> None:
-    if one is None:
-        if old.weights:
-            copy_weights(old, chain[0])
-        return
+def _set_weights(old: Any, chain: Sequence[Any], one: Decision) -> None:
     for layer, kernel in zip(chain, one.kernels, strict=True):
         layer.kernel.assign(kernel)
     if old.use_bias:

@@ -98,7 +98,7 @@ def kernel_scale(layer: Any) -> np.ndarray:
     if isinstance(layer, _TRANSPOSED):
         kernel = np.swapaxes(kernel, -1, -2)
     channels = kernel.shape[-1]
-    has_one = not layer.per_channel or getattr(layer, "one_scale", False)
+    has_one = not layer.per_channel or layer.one_scale
     largest = np.full(channels, kernel.max()) if has_one else kernel.reshape(-1, channels).max(0)
     return kernel_limits(largest).numpy() / (2 ** (layer.weight_bits - 1) - 1)
 

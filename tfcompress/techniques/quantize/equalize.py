@@ -22,13 +22,13 @@ import numpy as np
 from keras import layers
 
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.copy_layer import copy_layer, copy_weights
-from tfcompress.graph.trace import Call, Trace, replay, trace
+from tfcompress.graph.copy_layer import LayerCopies, copy_layer
+from tfcompress.graph.layer_kinds import DEPTHWISE
+from tfcompress.graph.trace import Trace, replay, trace
 from tfcompress.training.copying import copy_model
 
 RELU6 = ("refuse", "replace")
-WEIGHTED = (layers.Conv1D, layers.Conv2D, layers.DepthwiseConv1D, layers.DepthwiseConv2D, layers.Dense)
-DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+WEIGHTED = (layers.Conv1D, layers.Conv2D, *DEPTHWISE, layers.Dense)
 # They hand on each channel by itself, and scale with it.
 HANDED_ON = (
     layers.Dropout,
@@ -201,25 +201,13 @@ def _is_channels_first(operation: Any) -> bool:
 
 def _without_relu6(model: keras.Model, names: set[str]) -> keras.Model:
     """A copy with ReLU in the place of the ReLU6 of some layers."""
-    traced = trace(model)
-    made: dict[str, Any] = {}
 
-    def call_new(index: int, call: Call, args: tuple, kwargs: dict) -> Any:
-        operation = call.operation
-        if not isinstance(operation, keras.layers.Layer):
-            return operation(*args, **kwargs)
-        if operation.name not in made:
-            changes: dict[str, Any] = {}
-            if operation.name in names:
-                changes = {"max_value": None} if isinstance(operation, layers.ReLU) else {"activation": "relu"}
-            made[operation.name] = copy_layer(operation, **changes)
-        return made[operation.name](*args, **kwargs)
+    def copy(layer: Any) -> Any:
+        if layer.name not in names:
+            return copy_layer(layer)
+        return copy_layer(layer, **({"max_value": None} if isinstance(layer, layers.ReLU) else {"activation": "relu"}))
 
-    replaced = replay(traced, call_new)
-    for call in traced.calls:
-        if call.operation.name in made:
-            copy_weights(call.operation, made[call.operation.name])
-    return replaced
+    return replay(trace(model), LayerCopies(copy))
 
 
 def _equalize_pair(pair: Pair) -> float:

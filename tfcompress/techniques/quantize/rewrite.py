@@ -20,7 +20,7 @@ import keras
 from keras import layers, ops
 
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.flatten import flatten
+from tfcompress.graph.flatten import flatten, has_equal_names
 from tfcompress.graph.trace import Call, Trace, replay, trace
 from tfcompress.layers import (
     COMPOSED,
@@ -84,10 +84,7 @@ def quantizable_trace(model: keras.Model, allow_float: Sequence[str] = ()) -> Tr
     traced = trace(model, allow_equal_names=True)
     while (opened := open_time_distributed(traced, keep=allow_float)) is not None:
         model, traced = opened, trace(opened, allow_equal_names=True)
-    layers_by_name: dict[str, set[int]] = {}
-    for call in traced.calls:
-        layers_by_name.setdefault(call.operation.name, set()).add(id(call.operation))
-    return trace(flatten(model)) if any(len(ids) > 1 for ids in layers_by_name.values()) else traced
+    return trace(flatten(model)) if has_equal_names(traced) else traced
 
 
 class _Rewriter:

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfcompress.errors import DataError
 from tfcompress.graph.copy_layer import copy_layer, copy_weights
-from tfcompress.graph.trace import Call, Ref, Trace, trace
+from tfcompress.graph.trace import Call, Trace, trace
 from tfcompress.layers import FakeQuantize, copy_plain_weights
 
 
@@ -104,11 +104,7 @@ def side_by_side(
 
 def _run(call: Call, operation: Any, results: dict[int, list[Any]], batch: int, run: int) -> list[Any]:
     """The flattened results of one call for one batch, in the quantized run (0) or the float one (1)."""
-
-    def real(leaf: Any) -> Any:
-        return results[leaf.call][batch][run][leaf.position] if isinstance(leaf, Ref) else leaf
-
-    args, kwargs = keras.tree.map_structure(real, (call.args, dict(call.kwargs)))
+    args, kwargs = call.arguments(lambda ref: results[ref.call][batch][run][ref.position])
     return keras.tree.flatten(operation(*args, **kwargs))
 
 

@@ -18,7 +18,7 @@ import keras
 from keras import layers
 from keras.src.ops import numpy as operations
 
-from tfcompress.graph.copy_layer import copy_layer, copy_weights
+from tfcompress.graph.copy_layer import LayerCopies, copy_layer
 from tfcompress.graph.flatten import unique_names, unused_name
 from tfcompress.graph.trace import Call, Trace, replay
 
@@ -64,13 +64,13 @@ def open_time_distributed(traced: Trace, keep: Sequence[str] = ()) -> keras.Mode
 
 
 class _Opener:
-    """One opening: copies by the layers' identity, so that a shared layer stays shared."""
+    """One opening: copies of layers, and of those in the wrappers that are opened."""
 
     def __init__(self, traced: Trace, to_open: dict[int, Any]):
         self._to_open = to_open
         self._names = unique_names(traced)
         taken = set(self._names.values())
-        self._copies: dict[int, Any] = {}
+        self._copies = LayerCopies(lambda layer: copy_layer(layer, name=self._names[id(layer)]))
         # The reshapings before and after the layer of each wrapper.
         self._reshapings: dict[int, tuple[str, str]] = {}
         for wrapper in to_open.values():
@@ -81,28 +81,16 @@ class _Opener:
 
     def __call__(self, index: int, call: Call, args: tuple, kwargs: dict) -> Any:
         operation = call.operation
-        if not isinstance(operation, layers.Layer):
-            return operation(*args, **kwargs)
         if id(operation) not in self._to_open:
-            return self._apply(operation, *args, **kwargs)
+            return self._copies.apply(operation, *args, **kwargs)
         (inputs,) = (leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, keras.KerasTensor))
         if isinstance(operation.layer, _OF_ANY_RANK):
-            return self._apply(operation.layer, inputs)
+            return self._copies.apply(operation.layer, inputs)
         return self._each_step(operation, inputs)
-
-    def _apply(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        """What the copy of a layer gives; it gets the layer's weights at its first use."""
-        first_use = id(layer) not in self._copies
-        if first_use:
-            self._copies[id(layer)] = copy_layer(layer, name=self._names[id(layer)])
-        result = self._copies[id(layer)](*args, **kwargs)
-        if first_use:
-            copy_weights(layer, self._copies[id(layer)])
-        return result
 
     def _each_step(self, wrapper: Any, inputs: Any) -> Any:
         steps, *sizes = inputs.shape[1:]
         # Two operations for each use: a shared wrapper may get sequences of several lengths.
         before, after = self._reshapings.pop(id(wrapper), (None, None))
-        result = self._apply(wrapper.layer, operations.Reshape((-1, *sizes), name=before)(inputs))
+        result = self._copies.apply(wrapper.layer, operations.Reshape((-1, *sizes), name=before)(inputs))
         return operations.Reshape((-1, steps, *result.shape[1:]), name=after)(result)
