@@ -31,7 +31,7 @@ from tfcompress.techniques.prune import (
     prunable_kernels,
 )
 from tfcompress.techniques.prune.budgets import erk
-from tfcompress.techniques.prune.listening import OptimizerListener
+from tfcompress.techniques.listening import OptimizerListener
 from tfcompress.techniques.schedules import PruningRounds, tfmot_schedules
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import fit

@@ -55,24 +55,70 @@ def _structure(graph: ChannelGraph, group: int) -> tuple:
     return tuple(sorted((one.variable.name, len(one.variable.shape), one.axis, one.makes) for one in members))
 
 
-def select(
-    graph: ChannelGraph,
-    scores: np.ndarray,
-    cost: Cost,
-    limit: float,
-    *,
-    round_to: int = 1,
-    groups: Sequence[int] | None = None,
-) -> np.ndarray:
-    """The fewest units, of the lowest scores, without which the cost is within a limit.
+class Removals:
+    """All removals that a ranking allows, from none to the most: each takes the units of the one before and more.
 
     Args:
         graph: The units.
         scores: A score for each unit, comparable over all groups.
-        cost: What is left to pay when units are removed.
-        limit: The most that it may be.
         round_to: What is left of a group is a multiple of it, if the group has as many units.
         groups: Indices of the groups that may lose units; by default all.
+    """
+
+    def __init__(
+        self, graph: ChannelGraph, scores: np.ndarray, *, round_to: int = 1, groups: Sequence[int] | None = None
+    ):
+        chosen = range(len(graph.groups)) if groups is None else groups
+        self.graph = graph
+        self._round_to = round_to
+        self._ordered = [graph.groups[index][np.argsort(scores[graph.groups[index]], kind="stable")] for index in chosen]
+        allowed = np.zeros(graph.num_units, bool)
+        for units in self._ordered:
+            spare = len(units) - max(1, math.ceil(_LEAST_SHARE * len(units)))
+            allowed[units[:spare]] = True
+        allowed &= np.isfinite(scores)
+        candidates = np.flatnonzero(allowed)
+        self._candidates = candidates[np.argsort(scores[candidates], kind="stable")]
+
+    def __len__(self) -> int:
+        """How many units may go."""
+        return len(self._candidates)
+
+    def of(self, count: int) -> np.ndarray:
+        """A boolean for each unit: whether it is among the `count` that go first, but for those that rounding keeps."""
+        removed = np.zeros(self.graph.num_units, bool)
+        removed[self._candidates[:count]] = True
+        for units in self._ordered:
+            gone = int(removed[units].sum())
+            if len(units) >= self._round_to:
+                # The most important ones of those that would go stay, until what is left is a multiple.
+                left = len(units) - gone
+                gone -= min(gone, -left % self._round_to)
+            removed[units] = False
+            removed[units[:gone]] = True
+        return removed
+
+    def first_within(self, cost: Cost, limit: float) -> int | None:
+        """The fewest units without which the cost is within a limit; None if it never is."""
+        low, high = 0, len(self)
+        if cost(self.of(high)) > limit:
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            if cost(self.of(middle)) <= limit:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+
+def select(removals: Removals, cost: Cost, limit: float) -> np.ndarray:
+    """The fewest units, of the lowest scores, without which the cost is within a limit.
+
+    Args:
+        removals: What may go, in order.
+        cost: What is left to pay when units are removed.
+        limit: The most that it may be.
 
     Returns:
         A boolean for each unit: whether it is removed.
@@ -80,40 +126,11 @@ def select(
     Raises:
         ModelError: If the limit cannot be met.
     """
-    chosen = range(len(graph.groups)) if groups is None else groups
-    ordered = {index: graph.groups[index][np.argsort(scores[graph.groups[index]], kind="stable")] for index in chosen}
-    allowed = np.zeros(graph.num_units, bool)
-    for units in ordered.values():
-        spare = len(units) - max(1, math.ceil(_LEAST_SHARE * len(units)))
-        allowed[units[:spare]] = True
-    allowed &= np.isfinite(scores)
-    candidates = np.flatnonzero(allowed)
-    candidates = candidates[np.argsort(scores[candidates], kind="stable")]
-
-    def removal(count: int) -> np.ndarray:
-        removed = np.zeros(graph.num_units, bool)
-        removed[candidates[:count]] = True
-        for units in ordered.values():
-            gone = int(removed[units].sum())
-            if len(units) >= round_to:
-                # The most important ones of those that would go stay, until what is left is a multiple.
-                left = len(units) - gone
-                gone -= min(gone, -left % round_to)
-            removed[units] = False
-            removed[units[:gone]] = True
-        return removed
-
-    low, high = 0, len(candidates)
-    if cost(removal(high)) > limit:
+    count = removals.first_within(cost, limit)
+    if count is None:
         raise ModelError(
-            f"Model {graph.traced.name!r} cannot be made that small by removing channels: "
-            f"{cost(removal(high)):,.0f} are left when all goes that may, of {cost(removal(0)):,.0f}. "
+            f"Model {removals.graph.traced.name!r} cannot be made that small by removing channels: "
+            f"{cost(removals.of(len(removals))):,.0f} are left when all goes that may, of {cost(removals.of(0)):,.0f}. "
             f"Allow more layers, or a larger budget. Received: {limit:,.0f}."
         )
-    while low < high:
-        middle = (low + high) // 2
-        if cost(removal(middle)) <= limit:
-            high = middle
-        else:
-            low = middle + 1
-    return removal(low)
+    return removals.of(count)

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import TrainingError
-from tfcompress.techniques.prune.listening import Apply, OptimizerListener
+from tfcompress.techniques.listening import Apply, OptimizerListener
 
 Observe = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

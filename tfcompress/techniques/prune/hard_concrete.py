@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.prune.kernels import prunable_kernels
-from tfcompress.techniques.prune.listening import Apply, OptimizerListener
+from tfcompress.techniques.listening import Apply, OptimizerListener
 
 # Of the paper: the sharpness of the distribution, and how far it is stretched beyond 0 and 1.
 _TEMPERATURE = 2 / 3
