@@ -230,8 +230,8 @@ def test_own_criterion_and_its_mistakes():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({}, "one of `macs` and `params`"),
-        ({"macs": 0.5, "params": 0.5}, "one of `macs` and `params`"),
+        ({}, "one of `macs`, `params`"),
+        ({"macs": 0.5, "params": 0.5}, "one of `macs`, `params`"),
         ({"macs": 0}, "share in"),
         ({"macs": 1.5}, "share in"),
         ({"macs": True}, "share in"),

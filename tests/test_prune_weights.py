@@ -21,6 +21,7 @@ from helpers import (
 
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
 from tfcompress.techniques.kernels import find_kernels
+from tfcompress.techniques.listening import OptimizerListener
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.prune import (
     CRITERIA,
@@ -31,7 +32,6 @@ from tfcompress.techniques.prune import (
     prunable_kernels,
 )
 from tfcompress.techniques.prune.budgets import erk
-from tfcompress.techniques.listening import OptimizerListener
 from tfcompress.techniques.schedules import PruningRounds, tfmot_schedules
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import fit

@@ -143,3 +143,21 @@ def test_two_layers_of_one_name_are_refused():
     model = keras.Model(inputs, block("b")(block("a")(inputs)), name="outer")
     with pytest.raises(ModelError, match="names of their own. Received: two layers 'dense' in model 'outer'"):
         trace(model)
+
+
+def own_loss(y, outputs):
+    return keras.ops.mean(keras.ops.abs(y - outputs), -1)
+
+
+def test_a_model_that_was_compiled_with_a_loss_of_its_users_own():
+    inputs = {"b": keras.Input((2,), name="b"), "a": keras.Input((3,), name="a")}
+    outputs = {
+        "out": keras.layers.Dense(2, name="out")(keras.layers.Concatenate(name="both")([inputs["a"], inputs["b"]]))
+    }
+    model = keras.Model(inputs, outputs, name="mine")
+    before = trace(model)
+    model.compile("sgd", {"out": own_loss})
+    after = trace(model)
+    assert [call.operation for call in after.calls] == [call.operation for call in before.calls]
+    assert (after.name, after.inputs, after.outputs) == (before.name, before.inputs, before.outputs)
+    assert model.compiled and model.loss == {"out": own_loss}

@@ -37,10 +37,11 @@ if TYPE_CHECKING:
     from tfcompress.measure.tflite_runner import TFLiteRunner
     from tfcompress.models import build as build_model
     from tfcompress.pipeline import compress, run
+    from tfcompress.pipeline.file_figures import prune_channels
     from tfcompress.recipe import Recipe, load_recipe, parse_recipe
     from tfcompress.report import print_table, write_report
     from tfcompress.report.inspection import inspect
-    from tfcompress.techniques.channels import prune_channels, reestimate_batch_norm
+    from tfcompress.techniques.channels import ChannelSparsity, reestimate_batch_norm, remove_blocks
     from tfcompress.techniques.cluster import WeightClustering, cluster, cluster_table
     from tfcompress.techniques.distill import Distiller, LogitMatching, SoftCrossEntropy, SoftTargets, Teacher
     from tfcompress.techniques.factorize import factorization_plan, factorize
@@ -72,6 +73,7 @@ __version__ = "0.1.0"
 # Where each lazy name lives: "module", or "module:name" where it is called otherwise there.
 _HOMES = {
     "Augmentation": "tfcompress.data",
+    "ChannelSparsity": "tfcompress.techniques.channels",
     "Dataset": "tfcompress.data",
     "Distiller": "tfcompress.techniques.distill",
     "ExportResult": "tfcompress.export",
@@ -114,11 +116,12 @@ _HOMES = {
     "measure_latency": "tfcompress.measure.latency",
     "parse_recipe": "tfcompress.recipe",
     "print_table": "tfcompress.report",
-    "prune_channels": "tfcompress.techniques.channels",
+    "prune_channels": "tfcompress.pipeline.file_figures",
     "prune_weights": "tfcompress.techniques.prune",
     "quantize_aware": "tfcompress.techniques.quantize",
     "quantize_post_training": "tfcompress.techniques.quantize",
     "reestimate_batch_norm": "tfcompress.techniques.channels",
+    "remove_blocks": "tfcompress.techniques.channels",
     "round_biases": "tfcompress.techniques.quantize",
     "run": "tfcompress.pipeline",
     "sensitivity": "tfcompress.export.sensitivity",
@@ -137,6 +140,7 @@ _WITHOUT_KERAS = ("tfcompress.recipe", "tfcompress.train_settings")
 
 __all__ = [
     "Augmentation",
+    "ChannelSparsity",
     "DataError",
     "Dataset",
     "Distiller",
@@ -191,6 +195,7 @@ __all__ = [
     "quantize_aware",
     "quantize_post_training",
     "reestimate_batch_norm",
+    "remove_blocks",
     "round_biases",
     "run",
     "sensitivity",

@@ -11,10 +11,15 @@ from keras import layers
 
 import tfcompress as tfc
 from tfcompress.errors import RecipeError
+from tfcompress.graph.channels import channel_graph
+from tfcompress.graph.residual_blocks import residual_blocks
+from tfcompress.graph.trace import trace
 from tfcompress.measure.metrics import Metrics
 from tfcompress.pipeline import execute
 from tfcompress.recipe import TECHNIQUES, parse_recipe
 from tfcompress.recipe.writing import recipe_to_yaml
+from tfcompress.techniques.channels import CRITERIA, Evidence
+from tfcompress.techniques.channels.sparsity import penalized_weights
 from tfcompress.techniques.prune import prunable_kernels
 
 # The recipe keys of each technique; a new one must be added here, and its claim below.
@@ -22,24 +27,26 @@ ARGUMENTS = {
     "cluster": "{clusters: 8}",
     "distill": "{weight: 1.0, train: {epochs: 8, learning_rate: 2.0e-2}}",
     "factorize": "{macs: 0.7, train: {epochs: 3}}",
+    "learn_channel_sparsity": "{kind: growing_l2, macs: 0.5, strength: 3, train: {epochs: 8, learning_rate: 2.0e-2}}",
     "prune": "{schedule: {polynomial_decay: {final_sparsity: 0.5}}}",
     "prune_channels": "{macs: 0.8, round_to: 2}",
     "quantize": "{train: {epochs: 3, learning_rate: 1.0e-3}}",
     "quantize_post_training": "{learned_rounding: true, rounding_steps: 20}",
+    "remove_blocks": "{count: 1}",
     "tfmot_cluster": "{number_of_clusters: 8}",
     "tfmot_prune": "{schedule: {polynomial_decay: {final_sparsity: 0.5}}}",
     "tfmot_quantize": "{train: {epochs: 3, learning_rate: 1.0e-3}}",
 }
 INTEGERS = ("quantize", "quantize_post_training", "tfmot_quantize")
 CLUSTERED = ("cluster", "tfmot_cluster")
-KEEPS_CLUSTERS = ("cluster", "distill", "prune_channels", "quantize", "quantize_post_training")
+KEEPS_CLUSTERS = ("cluster", "distill", "prune_channels", "quantize", "quantize_post_training", "remove_blocks")
 # The first would be undone by the second, or cannot be carried to tf_keras: refused before any training.
 REFUSED = {
     *(pair for pair in itertools.product(CLUSTERED, ARGUMENTS) if pair[1] not in (*KEEPS_CLUSTERS, pair[0])),
     *itertools.product(INTEGERS, ("tfmot_cluster", "tfmot_prune")),
     *itertools.permutations(INTEGERS, 2),
     *itertools.product((*INTEGERS, "prune", "tfmot_prune"), ("factorize",)),
-    *itertools.product(INTEGERS, ("prune_channels",)),
+    *itertools.product(INTEGERS, ("learn_channel_sparsity", "prune_channels", "remove_blocks")),
 }
 PAIRS = [pair for pair in itertools.permutations(ARGUMENTS, 2) if pair not in REFUSED]
 # A pair with TFMOT costs seconds; these stand for the others, which are slow.
@@ -74,7 +81,23 @@ def softmax_output():
     return keras.Model(inputs, layers.Dense(4, activation="softmax", name="last")(x), name="probabilities")
 
 
+def two_blocks():
+    """A functional model with two residual blocks, one of which can go."""
+    inputs = keras.Input((8,), name="features")
+    x = layers.Dense(16, activation="relu", name="first")(inputs)
+    for name in ("second", "third"):
+        y = layers.Dense(16, activation="relu", name=name)(x)
+        x = layers.Add(name=f"{name}_sum")([y, x])
+    return keras.Model(inputs, layers.Dense(4, name="last")(x), name="two_blocks")
+
+
 KINDS = {"sequential": tiny_mlp, "nested": nested, "softmax": softmax_output}
+PAIR_KINDS = {**KINDS, "two_blocks": two_blocks}
+
+
+def kind_of(*techniques):
+    """The model that techniques are tried on one after the other: a sequential one has no blocks."""
+    return "two_blocks" if "remove_blocks" in techniques else "sequential"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -98,7 +121,7 @@ def prototypes(shape):
 
 def build(kind):
     keras.utils.set_random_seed(7)
-    return KINDS[kind]()
+    return PAIR_KINDS[kind]()
 
 
 def run(folder, kind, techniques):
@@ -155,7 +178,8 @@ def keeps_zeros(first, second):
 def pruned_kernels(start, model):
     names = [kernel.layer.name for kernel in prunable_kernels(start)]
     flat = {layer.name: layer for layer in model._flatten_layers(include_self=False)}
-    return [keras.ops.convert_to_numpy(flat[name].kernel) for name in names]
+    # Without those of a block that is gone.
+    return {name: keras.ops.convert_to_numpy(flat[name].kernel) for name in names if name in flat}
 
 
 def kernels(model):
@@ -179,7 +203,8 @@ def check_claim(technique, number, start, result):
     elif technique == "cluster":
         then, now = (kernels(model) for model in (stage_model(result, number, technique), result.model))
         few = {name for name, kernel in then.items() if kernel.size > 8}
-        assert few and all(1 < len(np.unique(model[name])) <= 8 for model in (then, now) for name in few)
+        assert few & set(now)
+        assert all(1 < len(np.unique(model[name])) <= 8 for model in (then, now) for name in few & set(model))
         if any(getattr(layer, "is_fake_quantized", False) for layer in result.model.layers):
             assert all(len(np.unique(kernel)) <= 8 for kernel in integer_kernels(result.exports["int8"]))
     elif technique == "factorize":
@@ -188,17 +213,35 @@ def check_claim(technique, number, start, result):
         before = start if number == 1 else previous_model(result, number)
         assert tfc.count_macs(stage_model(result, number, technique)) <= 0.8 * tfc.count_macs(before)
         assert tfc.count_macs(result.model) <= 0.8 * tfc.count_macs(before)
+    elif technique == "learn_channel_sparsity":
+        # Of the channels that half of the multiply-adds are; what comes after it removes them, or trains them again.
+        before = start if number == 1 else previous_model(result, number)
+        chosen = penalized_weights(before, "growing_l2", macs=0.5).chosen > 0
+        sizes = [
+            CRITERIA["l1"](Evidence(channel_graph(model), model))
+            for model in (before, stage_model(result, number, technique))
+        ]
+        left = sizes[1] / sizes[0]
+        assert 0 < chosen.sum() < len(chosen) and left[chosen].max() < 0.2 and left[~chosen].mean() > 0.4
+    elif technique == "remove_blocks":
+        before = start if number == 1 else previous_model(result, number)
+        blocks = [residual_blocks(trace(model)) for model in (before, stage_model(result, number, technique))]
+        assert len(blocks[0]) - len(blocks[1]) == 1
+        names = {layer.name for layer in result.model._flatten_layers(include_self=False)}
+        assert any(names.isdisjoint(block.layers) for block in blocks[0])
     elif technique == "prune":
         then, now = (pruned_kernels(start, model) for model in (stage_model(result, number, technique), result.model))
-        assert then
-        for first, second in zip(then, now, strict=True):
+        assert now
+        for name, first in then.items():
             assert np.mean(first == 0) == 0.5
-            keeps_zeros(first, second)
+            if name in now:
+                keeps_zeros(first, now[name])
     elif technique == "tfmot_prune":
         then, now = (kernels(model) for model in (stage_model(result, number, technique), result.model))
         for name, first in then.items():
             assert np.mean(first == 0) == 0.5
-            keeps_zeros(first, now[name])
+            if name in now:
+                keeps_zeros(first, now[name])
     elif technique == "tfmot_cluster":
         assert all(1 < len(np.unique(kernel)) <= 8 for kernel in kernels(result.model).values())
     elif technique in INTEGERS:
@@ -243,7 +286,7 @@ def test_technique_on_every_kind_of_model(technique, kind, runs):
     ("first", "second"), [pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow) for pair in PAIRS]
 )
 def test_claims_hold_after_each_technique_that_follows(first, second, runs):
-    start, result = runs("sequential", first, second)
+    start, result = runs(kind_of(first, second), first, second)
     assert result.exports["int8"].is_file()
     check_claim(first, 1, start, result)
     check_claim(second, 2, start, result)
@@ -252,14 +295,14 @@ def test_claims_hold_after_each_technique_that_follows(first, second, runs):
 @pytest.mark.parametrize(("first", "second"), sorted(REFUSED))
 def test_techniques_that_cannot_follow_each_other_are_refused(first, second, tmp_path):
     with pytest.raises(RecipeError, match=rf"stages\.1\.{second}`"):
-        run(tmp_path / "run", "sequential", (first, second))
+        run(tmp_path / "run", kind_of(first, second), (first, second))
 
 
 @pytest.mark.parametrize("technique", sorted({first for first, _ in FAST}))
 def test_same_seed_gives_the_same_weights(technique, runs):
     followers = [pair for pair in FAST if pair[0] == technique]
     assert len(followers) > 1
-    models = [stage_model(runs("sequential", *pair)[1], 1, technique) for pair in followers]
+    models = [stage_model(runs(kind_of(*pair), *pair)[1], 1, technique) for pair in followers]
     for model in models[1:]:
         for expected, actual in zip(models[0].get_weights(), model.get_weights(), strict=True):
             np.testing.assert_allclose(actual, expected, **CLOSE)

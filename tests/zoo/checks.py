@@ -17,6 +17,10 @@ import tfcompress as tfc
 from tfcompress.graph.channels import channel_graph
 from tfcompress.graph.outputs import gives_probabilities
 from tfcompress.graph.shrink import shrink, silence
+from tfcompress.graph.trace import replay
+from tfcompress.techniques.channels import CRITERIA, Evidence
+from tfcompress.techniques.channels.remove_blocks import removable_blocks
+from tfcompress.techniques.channels.sparsity import penalized_weights
 from tfcompress.techniques.cluster.selection import clusterable_kernels
 from tfcompress.techniques.prune import prunable_kernels
 from tfcompress.techniques.schedules import schedule_from_recipe
@@ -36,6 +40,8 @@ CLUSTERS = 8
 FACTORS_RATIO = 0.5
 # Multiply-adds that channel pruning leaves, and how far it may be from a model with the same channels silenced.
 MACS_SHARE, CHANNELS_TOLERANCE = 0.6, 1e-4
+# Times the learning rate, the share of a weight that a step of growing L2 takes.
+SPARSITY_STRENGTH = 300.0
 # Fake quantization of a random network, untrained: less means that ranges are missing or wrong.
 QUANTIZE_SNR_DB = 2.0
 
@@ -121,6 +127,48 @@ def prune_channels(case: Case) -> str:
     small = shrink(graph, removed)
     silence(graph, removed)
     return f"{figure}; {exported(file)}; silenced differs by {same_outputs(case, small, CHANNELS_TOLERANCE):.0e}"
+
+
+def learn_channel_sparsity(case: Case) -> str:
+    """A few steps under `ChannelSparsity`: the channels it is for must lose more of their size than any other."""
+    graph = channel_graph(case.model)
+    options: dict[str, Any] = {"kind": "growing_l2", "macs": MACS_SHARE}
+    chosen = penalized_weights(case.model, **options).chosen > 0
+    sparsity = tfc.ChannelSparsity(case.model, **options, strength=SPARSITY_STRENGTH, rise=1 / STEPS)
+    size = CRITERIA["l1"]
+    before = size(Evidence(graph, case.model))
+    inputs = case.inputs(SAMPLES)
+    figure = _train(case.model, case.model, (inputs, case.targets(inputs)), "mse", [sparsity])
+    left = size(Evidence(graph, case.model)) / before
+    if not left[chosen].max() < 0.9 * left[~chosen].min():
+        raise Wrong(f"a channel to be pushed kept {left[chosen].max():.0%}, another one {left[~chosen].min():.0%}")
+    return f"{chosen.sum():,} of {len(chosen):,} channels kept at most {left[chosen].max():.0%} of their size; {figure}"
+
+
+def remove_blocks(case: Case) -> str:
+    """`remove_blocks` of one block, against the model with that block's outputs silenced; it trains."""
+    traced, blocks = removable_blocks(case.model)
+    with unchanged(case.model):
+        made = tfc.remove_blocks(case.model, count=1)
+    left = {layer.name for layer in made._flatten_layers(include_self=False)}
+    # What lies within a block goes along.
+    block = max((one for one in blocks if one.layers[0] not in left), key=lambda one: len(one.calls))
+
+    def silenced(index: int, call: Any, args: tuple, kwargs: dict) -> Any:
+        if index != block.total.call:
+            return call.operation(*args, **kwargs)
+        terms = zip(call.sources, keras.tree.flatten((args, kwargs)), strict=True)
+        return sum(tensor if ref == block.shortcut else 0 * tensor for ref, tensor in terms)
+
+    inputs = case.inputs(SAMPLES)
+    pairs = zip(*(case.outputs(model, inputs) for model in (replay(traced, silenced), made)), strict=True)
+    worst = max(float(np.abs(x - y).max() / np.abs(x).max()) for x, y in pairs)
+    if not worst <= CHANNELS_TOLERANCE:
+        raise Wrong(f"max relative difference {worst:.1e} from the model with the block silenced")
+    figure = _train(made, made, (inputs, case.targets(inputs)), "mse", epochs=1)
+    share = tfc.count_macs(made) / tfc.count_macs(case.model)
+    figure = f"1 of {len(blocks)} blocks gone, {share:.0%} of the multiply-adds; {figure}; {still_works(case, made)}"
+    return f"{figure}; silenced differs by {worst:.0e}"
 
 
 def cluster(case: Case) -> str:

@@ -114,6 +114,9 @@ def trace(model: keras.Model, *, allow_equal_names: bool = False) -> Trace:
         ['x', 'y']
     """
     model = require_functional(model)
+    if model.compiled:
+        # Keras would compile the copy too, and look for a user's own loss by its name.
+        model = keras.Model(model.input, model.output, name=model.name)
     originals = {operation.name: operation for operation in model.operations}
     calls: list[Call] = []
     refs: dict[int, Ref] = {}

@@ -54,6 +54,15 @@ class TrainModel(Protocol):
     ) -> TrainResult: ...
 
 
+class MeasureFile(Protocol):
+    """Exports a model to int8 and gives a figure of the file: `"tflite_kb"` (1 kB is 1000 B) or `"latency_ms"`.
+
+    A stage that was interrupted is given the figures that it was given before, so that it does the same again.
+    """
+
+    def __call__(self, model: keras.Model, figure: str) -> float: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a stage runs in.
@@ -64,6 +73,7 @@ class Context:
         batch_size: Samples in a training batch.
         seed: Seed of everything random.
         train: Trains a model; a technique calls it at most once.
+        measure_file: Measures the exported file of a model, which takes seconds.
         hold_zeros: Whether the zeros that the model's kernels have must still be there after the stage.
     """
 
@@ -72,6 +82,7 @@ class Context:
     batch_size: int
     seed: int
     train: TrainModel
+    measure_file: MeasureFile
     hold_zeros: bool = False
 
     @property

@@ -73,11 +73,7 @@ def batch_norm_scale(evidence: Evidence) -> np.ndarray:
         Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", 2017,
         https://arxiv.org/abs/1708.06519
     """
-    gammas = {
-        id(layer.gamma)
-        for layer in evidence.model._flatten_layers()
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale
-    }
+    gammas = batch_norm_factors(evidence.model)
     members = [member for member in evidence.graph.members if id(member.variable) in gammas]
     scores = _summed(evidence.graph, {id(member.variable): np.abs(_value(member)) for member in members})
     seen = np.zeros(evidence.graph.num_units, bool)
@@ -164,6 +160,15 @@ CRITERIA: Mapping[str, Criterion] = {
         taylor,
     )
 }
+
+
+def batch_norm_factors(model: keras.Model) -> set[int]:
+    """Identities of the variables that are factors of BatchNormalization."""
+    return {
+        id(layer.gamma)
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.scale
+    }
 
 
 def _kernels(graph: ChannelGraph) -> list[Member]:

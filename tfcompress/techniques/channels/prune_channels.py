@@ -2,12 +2,11 @@
 
 Invariant: the model that comes out computes what the input model computes with the removed channels set to zero, but
 for BatchNormalization statistics taken again from data; the input model is not changed. Left out: training before and
-after (`stage.py`), and the removal of layers.
+after (`stage.py`), the removal of layers, and export: what measures a file is given (`measure`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -18,12 +17,12 @@ import tensorflow as tf
 from tfcompress.data import Dataset
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.graph.channels import ChannelGraph, channel_graph
-from tfcompress.graph.macs import count_macs
 from tfcompress.graph.shrink import shrink
-from tfcompress.measure.size import num_params
-from tfcompress.techniques.channels.cost import Cost, macs_cost, params_cost
+from tfcompress.techniques.channels.before_quantization import refuse_ranges
+from tfcompress.techniques.channels.budget import ChannelBudget, Measure
 from tfcompress.techniques.channels.importance import CRITERIA, Criterion, Evidence
-from tfcompress.techniques.channels.selection import RANKINGS, ranked, select
+from tfcompress.techniques.channels.measured import prune_until_measured
+from tfcompress.techniques.channels.selection import RANKINGS, Removals, ranked, select
 from tfcompress.techniques.channels.statistics import reestimate_batch_norm
 from tfcompress.techniques.layer_names import check_patterns, fits
 from tfcompress.training.fit import classification_loss
@@ -31,41 +30,13 @@ from tfcompress.training.fit import classification_loss
 _BATCH = 32
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ChannelBudget:
-    """The most that a model may cost: one of both.
-
-    Args:
-        macs: Multiply-adds for one sample: a share of the model's, in (0, 1), or a number.
-        params: Values of all weights, likewise.
-    """
-
-    macs: float | int | None = None
-    params: float | int | None = None
-
-    def __post_init__(self):
-        given = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
-        if len(given) != 1:
-            raise InvalidArgumentError("budget", "one of `macs` and `params`", given)
-        for key, value in given.items():
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number or value <= 0 or (value >= 1 and value != int(value)):
-                raise InvalidArgumentError(key, "a share in (0, 1), or a whole number", value)
-
-    def cost_and_limit(self, model: keras.Model, graph: ChannelGraph) -> tuple[Cost, float]:
-        """What is to be paid for a model without some units, and the most that it may be."""
-        value = self.params if self.macs is None else self.macs
-        assert value is not None
-        cost = params_cost(model, graph) if self.macs is None else macs_cost(model, graph)
-        whole = num_params(model) if self.macs is None else count_macs(model)
-        return cost, value * whole if value < 1 else value
-
-
 def prune_channels(
     model: keras.Model,
     *,
     macs: float | int | None = None,
     params: float | int | None = None,
+    tflite_kb: float | int | None = None,
+    latency_ms: float | int | None = None,
     criterion: str | Criterion = "l2",
     ranking: str = "isomorphic",
     round_to: int = 1,
@@ -74,6 +45,7 @@ def prune_channels(
     samples: int = 1000,
     loss: Callable[[Any, Any], Any] | None = None,
     seed: int = 0,
+    measure: Measure | None = None,
 ) -> keras.Model:
     """Removes the least important channels of a model until it is within a budget.
 
@@ -84,6 +56,11 @@ def prune_channels(
         model: A functional or Sequential model. It is not changed. Nested models are opened.
         macs: The most multiply-adds for one sample: a share of the model's, in (0, 1), or a number.
         params: The most values of all weights, likewise.
+        tflite_kb: The most kilobytes (1 kB is 1000 B) of the exported int8 `.tflite`: a share of the file of `model` in
+            (0, 1), or a number, at least 1.
+        latency_ms: The most milliseconds of one inference of that file in LiteRT, likewise; 0.3 is three tenths of what
+            `model` takes, not 0.3 ms. It is the median of 50 runs on this machine: another machine, and this one when
+            it has other work, gives another model.
         criterion: What makes a channel important: a name of `CRITERIA` (`"l1"`, `"l2"`, `"batch_norm_scale"`,
             `"geometric_median"`; on data `"taylor"`, `"hessian"`, `"activation_mean"`, `"activation_nonzero"`; and
             `"random"`, a control), or a function from `Evidence` to scores of shape `(units,)`.
@@ -95,14 +72,20 @@ def prune_channels(
         samples: How many of its samples are used, at least 1.
         loss: `(y, outputs) -> numbers`, for criteria with gradients; by default cross-entropy on integer labels.
         seed: Seed of the random criterion.
+        measure: What gives the kilobytes or milliseconds of a model, for `tflite_kb` and `latency_ms`. By default
+            `tfcompress.prune_channels` exports to int8, with ranges from `data`, and measures the file;
+            `tfcompress.techniques` knows no export, and needs it. One of your own may export in another mode, or time
+            the file on a device. It is called for `model` and for at most 5 smaller ones.
 
     Returns:
-        A new functional model of plain Keras layers, with the names of the input model's.
+        A new functional model of plain Keras layers, with the names of the input model's. What was measured is this
+        model; training changes a file by few bytes, if the network was trained before.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, or a pattern fits no layer.
         ModelError: If the model has no graph or no channel that may go, or the budget cannot be met.
-        DataError: If a criterion needs data that was not given.
+        DataError: If a criterion or the export needs data that was not given.
+        ExportError: If a model cannot be exported.
 
     Example:
         >>> inputs = keras.Input((8, 8, 3))
@@ -114,7 +97,8 @@ def prune_channels(
     Reference:
         Fang et al., "DepGraph: Towards Any Structural Pruning", 2023, https://arxiv.org/abs/2301.12900
     """
-    budget = ChannelBudget(macs=macs, params=params)
+    budget = ChannelBudget(macs=macs, params=params, tflite_kb=tflite_kb, latency_ms=latency_ms)
+    budget.check_measure(measure)
     check_arguments("prune_channels", criterion, ranking, round_to, samples)
     graph = prunable_graph(model, exclude)
     batches = [] if data is None else list(labelled_batches(data, samples))
@@ -126,12 +110,18 @@ def prune_channels(
         raise InvalidArgumentError(
             "criterion", f"a function that gives {graph.num_units} numbers, none of them NaN", f"shape {scores.shape}"
         )
+    scores, allowed = ranked(graph, scores, ranking), _allowed_groups(graph, exclude)
+
+    def without(removed: np.ndarray) -> keras.Model:
+        small = shrink(graph, removed)
+        reestimate_batch_norm(small, (inputs for inputs, _ in batches))
+        return small
+
+    if measure is not None:
+        removals = Removals(graph, scores, round_to=round_to, groups=allowed)
+        return prune_until_measured(model, removals, without, budget, measure)
     cost, limit = budget.cost_and_limit(model, graph)
-    allowed = _allowed_groups(graph, exclude)
-    removed = select(graph, ranked(graph, scores, ranking), cost, limit, round_to=round_to, groups=allowed)
-    small = shrink(graph, removed)
-    reestimate_batch_norm(small, (inputs for inputs, _ in batches))
-    return small
+    return without(select(graph, scores, cost, limit, round_to=round_to, groups=allowed))
 
 
 def check_arguments(owner: str, criterion: Any, ranking: str, round_to: int, samples: int) -> None:
@@ -152,12 +142,7 @@ def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGr
         InvalidArgumentError: If a pattern fits no layer.
         ModelError: If the model has no graph, fake quantization, or no channel that may go.
     """
-    quantized = [layer.name for layer in model._flatten_layers() if getattr(layer, "is_fake_quantized", False)]
-    if quantized:
-        raise ModelError(
-            f"Model {model.name!r} has fake quantization, whose ranges belong to the channels it has. Prune channels "
-            f"first, quantize afterwards. Received: layers {quantized[:3]}."
-        )
+    refuse_ranges(model, "Prune channels")
     graph = channel_graph(model)
     names = [call.operation.name for call in graph.traced.calls]
     check_patterns(names, {"exclude": exclude})

@@ -71,7 +71,9 @@ class Removals:
         chosen = range(len(graph.groups)) if groups is None else groups
         self.graph = graph
         self._round_to = round_to
-        self._ordered = [graph.groups[index][np.argsort(scores[graph.groups[index]], kind="stable")] for index in chosen]
+        self._ordered = [
+            graph.groups[index][np.argsort(scores[graph.groups[index]], kind="stable")] for index in chosen
+        ]
         allowed = np.zeros(graph.num_units, bool)
         for units in self._ordered:
             spare = len(units) - max(1, math.ceil(_LEAST_SHARE * len(units)))
@@ -112,11 +114,19 @@ class Removals:
         return low
 
 
-def select(removals: Removals, cost: Cost, limit: float) -> np.ndarray:
+def select(
+    graph: ChannelGraph,
+    scores: np.ndarray,
+    cost: Cost,
+    limit: float,
+    *,
+    round_to: int = 1,
+    groups: Sequence[int] | None = None,
+) -> np.ndarray:
     """The fewest units, of the lowest scores, without which the cost is within a limit.
 
     Args:
-        removals: What may go, in order.
+        graph, scores, round_to, groups: As `Removals` takes them.
         cost: What is left to pay when units are removed.
         limit: The most that it may be.
 
@@ -126,10 +136,11 @@ def select(removals: Removals, cost: Cost, limit: float) -> np.ndarray:
     Raises:
         ModelError: If the limit cannot be met.
     """
+    removals = Removals(graph, scores, round_to=round_to, groups=groups)
     count = removals.first_within(cost, limit)
     if count is None:
         raise ModelError(
-            f"Model {removals.graph.traced.name!r} cannot be made that small by removing channels: "
+            f"Model {graph.traced.name!r} cannot be made that small by removing channels: "
             f"{cost(removals.of(len(removals))):,.0f} are left when all goes that may, of {cost(removals.of(0)):,.0f}. "
             f"Allow more layers, or a larger budget. Received: {limit:,.0f}."
         )

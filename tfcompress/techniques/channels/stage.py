@@ -7,18 +7,15 @@ several stages with falling budgets.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import keras
 
-from tfcompress.errors import ModelError
 from tfcompress.techniques.base import Context, Technique
-from tfcompress.techniques.channels.prune_channels import (
-    ChannelBudget,
-    check_arguments,
-    prunable_graph,
-    prune_channels,
-)
+from tfcompress.techniques.channels.before_quantization import refuse_after_rounding
+from tfcompress.techniques.channels.budget import ChannelBudget
+from tfcompress.techniques.channels.prune_channels import check_arguments, prunable_graph, prune_channels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +23,11 @@ class PruneChannels(Technique):
     """Removes channels down to a budget, and trains.
 
     Args:
-        macs: The most multiply-adds: a share of the model's, in (0, 1), or a number. Give this or `params`.
+        macs: The most multiply-adds: a share of the model's, in (0, 1), or a number. Give one of the four budgets.
         params: The most values of all weights, likewise.
+        tflite_kb: The most kilobytes (1 kB is 1000 B) of the exported int8 file, at least 1, or a share likewise.
+        latency_ms: The most milliseconds of one inference of that file in LiteRT on this machine, likewise: a median,
+            and yet it depends on what else the machine does.
         criterion: A name of `CRITERIA`, such as `"l2"` or `"taylor"`.
         ranking: `"layer"`, `"global"` or `"isomorphic"`.
         round_to: What is left of a group of channels is a multiple of it, at least 1.
@@ -37,6 +37,8 @@ class PruneChannels(Technique):
 
     macs: float | int | None = None
     params: float | int | None = None
+    tflite_kb: float | int | None = None
+    latency_ms: float | int | None = None
     criterion: str = "l2"
     ranking: str = "isomorphic"
     round_to: int = 1
@@ -44,8 +46,11 @@ class PruneChannels(Technique):
     samples: int = 1000
 
     def __post_init__(self):
-        ChannelBudget(macs=self.macs, params=self.params)
+        self._budget()
         check_arguments("prune_channels", self.criterion, self.ranking, self.round_to, self.samples)
+
+    def _budget(self) -> ChannelBudget:
+        return ChannelBudget(macs=self.macs, params=self.params, tflite_kb=self.tflite_kb, latency_ms=self.latency_ms)
 
     @property
     def keeps_clusters(self) -> bool:
@@ -54,21 +59,19 @@ class PruneChannels(Technique):
 
     def check_after(self, earlier: Sequence[Technique]) -> None:
         super().check_after(earlier)
-        rounding = [technique for technique in earlier if technique.makes_integers]
-        if rounding:
-            raise ModelError(
-                f"The ranges that {type(rounding[-1]).__name__} left belong to the channels that the model has. Prune "
-                "channels first, quantize afterwards."
-            )
+        refuse_after_rounding(earlier, "Prune channels")
 
     def check(self, model: keras.Model, total_steps: int) -> None:
         prunable_graph(model, self.exclude)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
+        budget = self._budget()
         small = prune_channels(
             model,
             macs=self.macs,
             params=self.params,
+            tflite_kb=self.tflite_kb,
+            latency_ms=self.latency_ms,
             criterion=self.criterion,
             ranking=self.ranking,
             round_to=self.round_to,
@@ -76,5 +79,6 @@ class PruneChannels(Technique):
             data=context.data,
             samples=self.samples,
             seed=context.seed,
+            measure=functools.partial(context.measure_file, figure=budget.name) if budget.is_measured else None,
         )
         return context.train(small).model

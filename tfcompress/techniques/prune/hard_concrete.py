@@ -19,8 +19,8 @@ import keras
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.prune.kernels import prunable_kernels
 from tfcompress.techniques.listening import Apply, OptimizerListener
+from tfcompress.techniques.prune.kernels import prunable_kernels
 
 # Of the paper: the sharpness of the distribution, and how far it is stretched beyond 0 and 1.
 _TEMPERATURE = 2 / 3
