@@ -1,6 +1,7 @@
 """What a technique did, layer by layer: rows, text and picture."""
 
 import keras
+import numpy as np
 from keras import layers
 
 import tfcompress as tfc
@@ -19,23 +20,32 @@ def test_rows_are_counted_on_both_models():
     rows = {change.layer: change for change in layer_changes(before, after)}
     assert list(rows) == ["hidden", "last"]
     hidden = rows["hidden"]
-    assert (hidden.shape_before, hidden.shape_after) == ((4, 8), (4, 3))
-    assert (hidden.params_before, hidden.params_after) == (40, 15)
-    assert (hidden.macs_before, hidden.macs_after) == (32, 12)
-    assert sum(change.params_after for change in rows.values()) == after.count_params()
-    assert sum(change.macs_before for change in rows.values()) == tfc.count_macs(before)
+    assert (hidden.before.shape, hidden.after.shape) == ((4, 8), (4, 3))
+    assert (hidden.before.params, hidden.after.params) == (40, 15)
+    assert (hidden.before.macs, hidden.after.macs) == (32, 12)
+    assert sum(change.after.params for change in rows.values()) == after.count_params()
+    assert sum(change.before.macs for change in rows.values()) == tfc.count_macs(before)
+
+
+def test_zeros_and_values_are_counted():
+    model = network(8)
+    pruned, clustered = tfc.prune_weights(model, 0.5, include=["hidden"]), tfc.cluster(model, 4, include=["hidden"])
+    (zeros, _), (values, _) = layer_changes(model, pruned), layer_changes(model, clustered)
+    assert zeros.after.nonzero == np.count_nonzero(pruned.get_layer("hidden").get_weights()[0])
+    assert (values.before.distinct, values.after.distinct) == (32, 4)
+    assert values.cells()[4] == "32 → 4"
 
 
 def test_added_and_gone_layers():
     rows = {change.layer: change for change in layer_changes(network(8, "old"), network(8, "new"))}
     assert list(rows) == ["hidden", "old", "new"]
-    assert rows["old"].params_after == rows["new"].params_before == 0
-    assert rows["old"].shape_after == rows["new"].shape_before == ()
+    assert rows["old"].after.params == rows["new"].before.params == 0
+    assert rows["old"].after.shape == rows["new"].before.shape == ()
 
 
 def test_text_and_picture():
     changes = layer_changes(network(8), network(3))
-    assert "4x8 -> 4x3" in changes_table(changes) and "58 -> 23" in changes_table(changes)
+    assert "4x8 → 4x3" in changes_table(changes) and "58 → 23" in changes_table(changes)
     (axes,) = layer_sizes(changes).axes
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
     assert widths == [[32, 16], [12, 6]]

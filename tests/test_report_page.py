@@ -12,6 +12,13 @@ from tfcompress.errors import DataError
 from tfcompress.report import write_report
 
 PICTURES = ("accuracy_against_bytes.png", "training_curves.png", "layer_sparsity.png")
+
+
+def size(**fields):
+    plain = {"kind": "Dense", "shape": (50, 10), "params": 510, "nonzero": 510, "distinct": 500, "macs": 500}
+    return {**plain, **fields}
+
+
 METRICS = {
     "recipe": "digits <b>",
     "rows": [
@@ -37,6 +44,14 @@ METRICS = {
     },
     "histories": {"teacher": {"loss": [2.0, 1.0], "val_loss": [2.1, 1.2], "accuracy": [0.5, 0.9]}},
     "sparsity": {"01-<script>": {"conv": 0.8, "logits": 0.0}},
+    "layers": {
+        "teacher": {"conv": size(shape=(3, 3, 1, 8), params=80, nonzero=80, distinct=72, macs=4608), "logits": size()},
+        "student": {"conv": size(shape=(3, 3, 1, 4), params=40, nonzero=40, distinct=36, macs=2304), "logits": size()},
+        "01-<script>": {
+            "conv": size(shape=(3, 3, 1, 2), params=20, nonzero=8, distinct=4, macs=1152),
+            "logits": size(nonzero=508),
+        },
+    },
     "environment": {"tensorflow": "2.21.0", "cpu": "A | B"},
 }
 
@@ -66,6 +81,17 @@ def test_markdown(tmp_path):
     assert re.findall(r"!\[.+\]\((.+)\)", text) == list(PICTURES)
 
 
+def test_layers_that_a_stage_changed_and_not_what_a_student_is_beside_its_teacher(tmp_path):
+    text = write_report(write(tmp_path)).read_text()
+    assert "### 01-<script>\n" in text and "### student" not in text
+    assert (
+        "| layer | largest weight | params | not zero | values | MACs |\n| --- | --- | --- | --- | --- | --- |\n"
+        "| conv | 3x3x1x4 → 3x3x1x2 | 40 → 20 | 40 → 8 | 36 → 4 | 2,304 → 1,152 | \n"
+        "| all |  | 40 → 20 | 40 → 8 |  | 2,304 → 1,152 | \n"
+    ) in text
+    assert "Layer by layer" not in write_report(write(tmp_path, layers={})).read_text()
+
+
 def test_html_is_one_file_in_which_names_are_no_markup(tmp_path):
     write_report(write(tmp_path))
     page = (tmp_path / "report.html").read_text()
@@ -79,7 +105,9 @@ def test_html_is_one_file_in_which_names_are_no_markup(tmp_path):
 
 
 def test_a_run_that_trained_and_exported_nothing(tmp_path):
-    text = write_report(write(tmp_path, export={}, histories={}, sparsity={}, environment={}, recipe="")).read_text()
+    text = write_report(
+        write(tmp_path, export={}, histories={}, sparsity={}, layers={}, environment={}, recipe="")
+    ).read_text()
     assert text.startswith("# Compression report\n")
     assert re.findall(r"!\[.+\]\((.+)\)", text) == ["accuracy_against_bytes.png"]
     assert "Exported files" not in text and "Measured with" not in text

@@ -102,7 +102,7 @@ def test_a_run_leaves_what_the_design_names(full):
         assert sorted(path.name for path in (out / "stages" / name).iterdir()) == ["key", "model.keras", "stage.json"]
     assert full.exports == {"int8": out / "export" / "model_int8.tflite"}
     written = metrics(out)
-    assert set(written) == {"recipe", "rows", "export", "histories", "sparsity", "environment"}
+    assert set(written) == {"recipe", "rows", "export", "histories", "sparsity", "layers", "environment"}
     assert [row["stage"] for row in written["rows"]] == ROWS == [row.stage for row in full.rows]
     for row in written["rows"]:
         assert row["file_bytes"] > row["gzip_bytes"] > 0 and 0 < row["latency_ms_median"] <= row["latency_ms_p90"]
@@ -113,6 +113,9 @@ def test_a_run_leaves_what_the_design_names(full):
     assert {stage: len(history["loss"]) for stage, history in written["histories"].items()} == dict.fromkeys(
         ROWS[:4], 2
     )
+    sizes = {stage: sum(layer["params"] for layer in of.values()) for stage, of in written["layers"].items()}
+    assert sizes.pop("student") == sizes["01-distill"]
+    assert sizes == {row["stage"]: row["num_params"] for row in written["rows"][:-1]}
     assert tfc.load_recipe(out / "recipe.yaml") == tfc.parse_recipe(FULL)
 
 

@@ -24,11 +24,11 @@ from tfcompress.export.endpoint import Endpoint
 from tfcompress.export.modes import MODES
 from tfcompress.measure.environment import describe_environment
 from tfcompress.measure.metrics import Metrics
-from tfcompress.measure.size import layer_sparsity
 from tfcompress.pipeline.companions import write_companions
+from tfcompress.pipeline.file_figures import RecordedFigures
 from tfcompress.pipeline.inputs import data_key, load_data, model_key, plain
 from tfcompress.pipeline.plan import plan_run, stage_settings
-from tfcompress.pipeline.rows import export_row, file_row, keras_row
+from tfcompress.pipeline.rows import export_row, file_row, keras_row, layer_figures
 from tfcompress.pipeline.stage_store import StageStore, refuse_other_stages, stage_path
 from tfcompress.recipe import ModelSpec, Recipe, load_recipe
 from tfcompress.techniques.base import Context, Technique, Trainer
@@ -43,6 +43,8 @@ from tfcompress.training.fit import TrainResult, fit
 
 # Part of every key: a change that alters results makes earlier ones stale.
 RESULT_VERSION = 1
+# What is measured of a stage besides its row: in `stage.json`, and by stage in `metrics.json`.
+_DETAILS = {"history": "histories", "sparsity": "sparsity", "layers": "layers"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +154,7 @@ class _Run:
         self._teacher: Teacher | None = None
         self._teacher_key = ""
         self._rows: list[Metrics] = []
-        self._histories: dict[str, dict[str, list[float]]] = {}
-        self._sparsity: dict[str, dict[str, float]] = {}
+        self._details: dict[str, dict[str, Any]] = {name: {} for name in _DETAILS.values()}
         self._exports: dict[str, dict[str, Any]] = {}
         self._holds_masks = False
         self._holds_clusters = False
@@ -200,7 +201,7 @@ class _Run:
                 row = keras_row("teacher", source, data, time.perf_counter() - started)
             else:
                 row = file_row("teacher", file, data, time.perf_counter() - started)
-            record = {"row": row.to_dict(), "history": {}, "sparsity": {}}
+            record = {"row": row.to_dict()}
             store.save(record)
         self._note("teacher", record)
 
@@ -216,6 +217,7 @@ class _Run:
             return self._train_first("student", self._key, planned, spec.train)
         if spec.file is not None:
             return self._stage("student", self._key, lambda store: (planned, {}))
+        self._details["layers"]["student"] = layer_figures(planned)["layers"]
         return planned
 
     def _train_first(self, name: str, key: str, model: keras.Model, settings: TrainSettings) -> keras.Model:
@@ -267,6 +269,7 @@ class _Run:
                 batch_size=self._recipe.data.batch_size,
                 seed=self._seed(index + 1),
                 train=train,
+                measure_file=RecordedFigures(self._data, store.path / "measured.json"),
                 hold_zeros=self._holds_masks,
             )
             keras.utils.set_random_seed(context.seed)
@@ -335,11 +338,7 @@ class _Run:
             seconds = time.perf_counter() - started
             store.save_model(model)
             row = keras_row(name, model, self._data, seconds)
-            record = {
-                "row": row.to_dict(),
-                "history": history,
-                "sparsity": layer_sparsity(remove_fake_quantization(model)),
-            }
+            record = {"row": row.to_dict(), "history": history, **layer_figures(model)}
             store.save(record)
         else:
             model = store.load_model()
@@ -353,10 +352,9 @@ class _Run:
 
     def _note(self, name: str, record: dict[str, Any]) -> None:
         self._rows.append(Metrics.from_dict(record["row"]))
-        if record["history"]:
-            self._histories[name] = record["history"]
-        if record["sparsity"]:
-            self._sparsity[name] = record["sparsity"]
+        for key, detail in _DETAILS.items():
+            if record.get(key):
+                self._details[detail][name] = record[key]
 
     def _export(self, model: keras.Model) -> dict[str, Path]:
         paths: dict[str, Path] = {}
@@ -391,8 +389,7 @@ class _Run:
                 "recipe": self._recipe.name,
                 "rows": [row.to_dict() for row in self._rows],
                 "export": self._exports,
-                "histories": self._histories,
-                "sparsity": self._sparsity,
+                **self._details,
                 "environment": describe_environment(),
             },
         )

@@ -19,8 +19,9 @@ from tfcompress.files import gzip_size
 from tfcompress.graph.macs import count_macs
 from tfcompress.measure.accuracy import evaluate
 from tfcompress.measure.latency import measure_latency
+from tfcompress.measure.layer_sizes import layer_sizes
 from tfcompress.measure.metrics import Metrics
-from tfcompress.measure.size import num_nonzero, num_params
+from tfcompress.measure.size import layer_sparsity, num_nonzero, num_params
 from tfcompress.techniques.quantize.removal import remove_fake_quantization
 
 
@@ -46,6 +47,12 @@ def keras_row(stage: str, model: keras.Model, data: Dataset, seconds: float) -> 
             seconds=seconds,
             **_file_figures(path),
         )
+
+
+def layer_figures(model: keras.Model) -> dict[str, Any]:
+    """What is measured of each layer of a stage's model: share of zeros, sizes; in a form that JSON can hold."""
+    plain = remove_fake_quantization(model)
+    return {"sparsity": layer_sparsity(plain), "layers": layer_sizes(plain)}
 
 
 def export_row(stage: str, exported: ExportResult, model: keras.Model, data: Dataset, seconds: float) -> Metrics:

@@ -1,20 +1,44 @@
-"""What a technique did to a model, layer by layer: sizes of kernels, parameters and multiply-adds, before and after.
+"""What a technique did to a model, layer by layer: sizes of kernels, parameters, zeros, values and multiply-adds.
 
-Invariant: figures are counted on both models; layers are matched by their names, and what only one model has is shown
-as added or gone. Left out: values of weights.
+Invariant: layers are matched by their names, and what only one model has is shown as added or gone. Left out: counting
+(`measure/layer_sizes.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import keras
+if TYPE_CHECKING:
+    import keras
 
-from tfcompress.graph.macs import layer_macs
-from tfcompress.graph.trace import trace
+# A kernel of more different values shares none worth to speak of.
+_FEW = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSize:
+    """What a layer of a model holds and computes.
+
+    Args:
+        kind: Its class.
+        shape: Shape of its largest weight.
+        params: Values of its weights.
+        nonzero: Those of them that are not zero.
+        distinct: How many different values its largest weight has.
+        macs: Multiply-adds for one sample, all its calls together.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    params: int
+    nonzero: int
+    distinct: int
+    macs: int
+
+
+_NONE = LayerSize("", (), 0, 0, 0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,23 +47,34 @@ class LayerChange:
 
     Args:
         layer: Its name.
-        kind: Its class, in the later model if it has it.
-        shape_before: Shape of its largest weight.
-        shape_after: The same, afterwards.
-        params_before: Values of its weights.
-        params_after: The same, afterwards.
-        macs_before: Multiply-adds for one sample.
-        macs_after: The same, afterwards.
+        before: What it was.
+        after: What it is afterwards.
     """
 
     layer: str
-    kind: str
-    shape_before: tuple[int, ...]
-    shape_after: tuple[int, ...]
-    params_before: int
-    params_after: int
-    macs_before: int
-    macs_after: int
+    before: LayerSize
+    after: LayerSize
+
+    @property
+    def kind(self) -> str:
+        """Its class, in the later model if it has it."""
+        return self.after.kind or self.before.kind
+
+    def cells(self) -> list[str]:
+        """The layer's row: name, largest weight, parameters, those not zero, values of the kernel, multiply-adds."""
+        before, after = self.before, self.after
+        few = min(before.distinct, after.distinct or before.distinct) <= _FEW
+        return [
+            self.layer,
+            _arrow(_shape(before.shape), _shape(after.shape)),
+            _arrow(f"{before.params:,}", f"{after.params:,}"),
+            _arrow(f"{before.nonzero:,}", f"{after.nonzero:,}"),
+            _arrow(f"{before.distinct:,}", f"{after.distinct:,}") if few else "",
+            _arrow(f"{before.macs:,}", f"{after.macs:,}"),
+        ]
+
+
+HEADINGS = ("layer", "largest weight", "params", "not zero", "values", "MACs")
 
 
 def layer_changes(before: keras.Model, after: keras.Model) -> list[LayerChange]:
@@ -56,58 +91,83 @@ def layer_changes(before: keras.Model, after: keras.Model) -> list[LayerChange]:
         ModelError: If a model has no graph.
 
     Example:
+        >>> import keras
         >>> import tfcompress as tfc
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="x"), keras.layers.Dense(2)])
         >>> changes = layer_changes(model, tfc.prune_channels(model, macs=0.5))
-        >>> changes[0].layer, changes[0].shape_before, changes[0].shape_after
+        >>> changes[0].layer, changes[0].before.shape, changes[0].after.shape
         ('x', (4, 8), (4, 4))
     """
-    first, second = _layers(before), _layers(after)
-    macs = layer_macs(before), layer_macs(after)
-    names = [*first, *(name for name in second if name not in first)]
-    return [
-        LayerChange(
-            name,
-            type(second.get(name, first.get(name))).__name__,
-            _largest(first.get(name)),
-            _largest(second.get(name)),
-            _params(first.get(name)),
-            _params(second.get(name)),
-            macs[0].get(name, 0),
-            macs[1].get(name, 0),
-        )
-        for name in names
-    ]
+    from tfcompress.measure.layer_sizes import layer_sizes  # A report of stored figures needs no Keras.
+
+    return compare(_sizes(layer_sizes(before)), _sizes(layer_sizes(after)))
+
+
+def compare(before: Mapping[str, LayerSize], after: Mapping[str, LayerSize]) -> list[LayerChange]:
+    """The rows of two models that were counted, as `layer_changes` gives them."""
+    names = [*before, *(name for name in after if name not in before)]
+    return [LayerChange(name, before.get(name, _NONE), after.get(name, _NONE)) for name in names]
+
+
+def compare_stages(layers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, list[LayerChange]]:
+    """What each stage of a run did to the model of the stage before, where it did more than move weights.
+
+    Args:
+        layers: Stage to layer to the fields of `LayerSize`, in the order of the run. A stage `"student"` is where a
+            model of its own begins.
+    """
+    counted = {stage: _sizes(sizes) for stage, sizes in layers.items()}
+    changes = {}
+    for (_, before), (stage, after) in zip(list(counted.items())[:-1], list(counted.items())[1:], strict=True):
+        if stage == "student":
+            continue
+        rows = [change for change in compare(before, after) if _is_worth_a_row(change)]
+        if rows:
+            changes[stage] = rows
+    return changes
 
 
 def changes_table(changes: Sequence[LayerChange]) -> str:
     """The rows as text, with their sums."""
-    width = max([len(change.layer) for change in changes] + [len("layer")])
-    lines = [f"{'layer':<{width}}  {'largest weight':>28}  {'params':>21}  {'MACs':>25}"]
-    for one in changes:
-        shapes = f"{_shape(one.shape_before)} -> {_shape(one.shape_after)}"
-        params = f"{one.params_before:,} -> {one.params_after:,}"
-        lines.append(
-            f"{one.layer:<{width}}  {shapes:>28}  {params:>21}  {f'{one.macs_before:,} -> {one.macs_after:,}':>25}"
-        )
-    params = f"{sum(one.params_before for one in changes):,} -> {sum(one.params_after for one in changes):,}"
-    macs = f"{sum(one.macs_before for one in changes):,} -> {sum(one.macs_after for one in changes):,}"
-    return "\n".join([*lines, f"{'all':<{width}}  {'':>28}  {params:>21}  {macs:>25}"])
+    rows = [list(HEADINGS), *(change.cells() for change in changes), sums(changes)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    )
 
 
-def _layers(model: keras.Model) -> dict[str, Any]:
-    """The layers with weights that the graph calls, by name; not the parts that layers are made of."""
-    operations = [call.operation for call in trace(model, allow_equal_names=True).calls]
-    return {one.name: one for one in operations if isinstance(one, keras.layers.Layer) and one.weights}
+def sums(changes: Sequence[LayerChange]) -> list[str]:
+    """The last row: what all layers have together."""
+
+    def total(field: str) -> str:
+        return _arrow(*(f"{sum(getattr(side(one), field) for one in changes):,}" for side in (_before, _after)))
+
+    return ["all", "", total("params"), total("nonzero"), "", total("macs")]
 
 
-def _largest(layer: Any) -> tuple[int, ...]:
-    shapes = [tuple(weight.shape) for weight in layer.weights] if layer is not None else []
-    return max(shapes, key=math.prod, default=())
+def _sizes(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, LayerSize]:
+    return {name: LayerSize(**{**fields, "shape": tuple(fields["shape"])}) for name, fields in figures.items()}
 
 
-def _params(layer: Any) -> int:
-    return 0 if layer is None else sum(math.prod(weight.shape) for weight in layer.weights)
+def _before(change: LayerChange) -> LayerSize:
+    return change.before
+
+
+def _after(change: LayerChange) -> LayerSize:
+    return change.after
+
+
+def _is_worth_a_row(change: LayerChange) -> bool:
+    before, after = change.before, change.after
+    shares = min(before.distinct, after.distinct) <= _FEW < max(before.distinct, after.distinct)
+    zeros = before.params - before.nonzero, after.params - after.nonzero
+    pruned = abs(zeros[0] - zeros[1]) > 0.01 * max(before.params, 1)
+    return before.shape != after.shape or before.params != after.params or before.macs != after.macs or shares or pruned
+
+
+def _arrow(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

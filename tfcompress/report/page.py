@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tfcompress import files
-from tfcompress.report import plots, tables
+from tfcompress.report import layer_changes, plots, tables
 from tfcompress.report.results import Results, is_export, read_results
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ def write_report(run_dir: str | os.PathLike) -> Path:
         "markdown_table": tables.markdown_table(results.rows),
         "exports": [_describe_export(mode, export) for mode, export in results.export.items()],
         "pictures": pictures,
+        "layer_headings": layer_changes.HEADINGS,
+        "layer_rows": {
+            stage: [*(change.cells() for change in changes), layer_changes.sums(changes)]
+            for stage, changes in layer_changes.compare_stages(results.layers).items()
+        },
         "environment": results.environment,
     }
     environment = jinja2.Environment(

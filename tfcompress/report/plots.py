@@ -174,13 +174,13 @@ def layer_sizes(changes: Sequence[Any]) -> Figure | None:
     Args:
         changes: What `tfcompress.report.layer_changes.layer_changes` gives.
     """
-    changes = [change for change in changes if change.macs_before or change.macs_after]
+    changes = [change for change in changes if change.before.macs or change.after.macs]
     if not changes:
         return None
     figure, (axes,) = _figure(1, height=1.4 + 0.24 * len(changes))
     rows = range(len(changes))
-    axes.barh(rows, [change.macs_before for change in changes], color=_GRID, height=0.8, label="before")
-    axes.barh(rows, [change.macs_after for change in changes], color=_BLUE, height=0.5, label="after")
+    axes.barh(rows, [change.before.macs for change in changes], color=_GRID, height=0.8, label="before")
+    axes.barh(rows, [change.after.macs for change in changes], color=_BLUE, height=0.5, label="after")
     axes.set_yticks(rows, [change.layer for change in changes])
     axes.set_ylim(len(changes) - 0.4, -0.6)
     axes.set_xlabel("multiply-adds for one sample")

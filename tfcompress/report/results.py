@@ -30,6 +30,7 @@ class Results:
         export: Mode to `path`, `audit`, `parity`, ... of the exported file.
         histories: Stage to quantity to its value after each epoch.
         sparsity: Stage to layer to the share of zeros in its kernel, in [0, 1].
+        layers: Stage to layer to what it holds and computes; see `tfcompress.measure.layer_sizes`.
         environment: Name to version or description.
     """
 
@@ -38,6 +39,7 @@ class Results:
     export: Mapping[str, Mapping[str, Any]]
     histories: Mapping[str, Mapping[str, Sequence[float]]]
     sparsity: Mapping[str, Mapping[str, float]]
+    layers: Mapping[str, Mapping[str, Mapping[str, Any]]]
     environment: Mapping[str, Any]
 
 
@@ -65,6 +67,7 @@ def read_results(run_dir: str | os.PathLike) -> Results:
         export=content.get("export") or {},
         histories=content.get("histories") or {},
         sparsity=content.get("sparsity") or {},
+        layers=content.get("layers") or {},
         environment=content.get("environment") or {},
     )
 
