@@ -32,6 +32,22 @@ stages:
 """
 EPOCHS = 40
 
+# The command, with a pause after each epoch: whoever looks on is never too late to stop it.
+SLOW_COMMAND = """
+import time
+from tfcompress.cli import main
+from tfcompress.training.checkpoint import EpochCheckpoint
+
+on_epoch_end = EpochCheckpoint.on_epoch_end
+
+def on_epoch_end_and_wait(self, epoch, logs=None):
+    on_epoch_end(self, epoch, logs)
+    time.sleep(0.5)
+
+EpochCheckpoint.on_epoch_end = on_epoch_end_and_wait
+main()
+"""
+
 STOPPED = """
 seed: 5
 data: {name: digits, limit_train: 128, batch_size: 32, augment: {shift: 1}}
@@ -55,7 +71,7 @@ def epochs_done(checkpoint):
 
 def signalled(recipe, out, number, *, after):
     """Starts a run in a process of its own, sends it a signal `after` so many epochs; its exit code and stderr."""
-    command = [sys.executable, "-m", "tfcompress", "run", str(recipe), "--out", str(out), "--noprogress"]
+    command = [sys.executable, "-c", SLOW_COMMAND, "run", str(recipe), "--out", str(out), "--noprogress"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     checkpoint = out / "stages" / "01-prune" / "training.npz"
     deadline = time.monotonic() + 120
