@@ -173,7 +173,6 @@ def test_without_data_or_export_it_says_what_is_missing():
         channels.prune_channels(network(), latency_ms=0.5, data=samples())
 
 
-@pytest.mark.slow  # The stage is tested with a measure of its own above.
 def test_a_recipe_meets_its_budget(tmp_path):
     recipe = tfc.parse_recipe("""
         data: {name: digits, batch_size: 64, limit_train: 64}
