@@ -32,9 +32,13 @@ stages:
 """
 EPOCHS = 40
 
-# The command, with a pause after each epoch: whoever looks on is never too late to stop it.
+# The command, with a pause after each epoch: whoever looks on is never too late to stop it. A process that a shell put
+# into the background ignores Ctrl-C, and so do its children: this one listens in any case.
 SLOW_COMMAND = """
+import signal
 import time
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from tfcompress.cli import main
 from tfcompress.training.checkpoint import EpochCheckpoint
 

@@ -80,11 +80,21 @@ class SparsityPenalty(keras.callbacks.Callback):
             kernel.regularizer = own
         self.model.make_train_function(force=True)
 
-    def _with_penalty(self, own: Callable | None) -> Callable[[Any], Any]:
+    def _with_penalty(self, own: Callable | None) -> keras.regularizers.Regularizer:
         def penalty(kernel: Any) -> Any:
             self._is_used = True
             kernel = tf.cast(tf.convert_to_tensor(kernel), tf.float32)
             total = self._l1 * tf.reduce_sum(tf.abs(kernel)) + self._l2 * tf.reduce_sum(tf.square(kernel))
             return total if own is None else total + tf.cast(own(kernel), tf.float32)
 
-        return penalty
+        return _Penalty(penalty)
+
+
+class _Penalty(keras.regularizers.Regularizer):
+    """A function as a regularizer, since Keras 3.12 takes no other callable."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self._function = function
+
+    def __call__(self, x: Any) -> Any:
+        return self._function(x)
