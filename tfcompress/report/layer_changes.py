@@ -55,11 +55,6 @@ class LayerChange:
     before: LayerSize
     after: LayerSize
 
-    @property
-    def kind(self) -> str:
-        """Its class, in the later model if it has it."""
-        return self.after.kind or self.before.kind
-
     def cells(self) -> list[str]:
         """The layer's row: name, largest weight, parameters, those not zero, values of the kernel, multiply-adds."""
         before, after = self.before, self.after
@@ -141,21 +136,14 @@ def sums(changes: Sequence[LayerChange]) -> list[str]:
     """The last row: what all layers have together."""
 
     def total(field: str) -> str:
-        return _arrow(*(f"{sum(getattr(side(one), field) for one in changes):,}" for side in (_before, _after)))
+        before, after = (sum(getattr(getattr(one, side), field) for one in changes) for side in ("before", "after"))
+        return _arrow(f"{before:,}", f"{after:,}")
 
     return ["all", "", total("params"), total("nonzero"), "", total("macs")]
 
 
 def _sizes(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, LayerSize]:
     return {name: LayerSize(**{**fields, "shape": tuple(fields["shape"])}) for name, fields in figures.items()}
-
-
-def _before(change: LayerChange) -> LayerSize:
-    return change.before
-
-
-def _after(change: LayerChange) -> LayerSize:
-    return change.after
 
 
 def _is_worth_a_row(change: LayerChange) -> bool:

@@ -110,7 +110,7 @@ def prune_channels(
         raise InvalidArgumentError(
             "criterion", f"a function that gives {graph.num_units} numbers, none of them NaN", f"shape {scores.shape}"
         )
-    scores, allowed = ranked(graph, scores, ranking), _allowed_groups(graph, exclude)
+    scores, allowed = ranked(graph, scores, ranking), allowed_groups(graph, exclude)
 
     def without(removed: np.ndarray) -> keras.Model:
         small = shrink(graph, removed)
@@ -146,7 +146,7 @@ def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGr
     graph = channel_graph(model)
     names = [call.operation.name for call in graph.traced.calls]
     check_patterns(names, {"exclude": exclude})
-    if not _allowed_groups(graph, exclude):
+    if not allowed_groups(graph, exclude):
         raise ModelError(
             f"Model {model.name!r} has no channel that may go: each is an input, an output, in `exclude`, or goes "
             "through an operation that cannot do without it."
@@ -154,7 +154,7 @@ def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGr
     return graph
 
 
-def _allowed_groups(graph: ChannelGraph, exclude: Sequence[str]) -> list[int]:
+def allowed_groups(graph: ChannelGraph, exclude: Sequence[str]) -> list[int]:
     """The groups that no excluded layer makes channels of."""
     return [
         index for index in range(len(graph.groups)) if not any(fits(name, exclude) for name in graph.layers_of(index))

@@ -21,9 +21,8 @@ from tfcompress.graph.channels import ChannelGraph
 from tfcompress.techniques.channels.budget import ChannelBudget
 from tfcompress.techniques.channels.importance import CRITERIA, Evidence, batch_norm_factors
 from tfcompress.techniques.channels.penalties import GRADIENTS, UnitWeights
-from tfcompress.techniques.channels.prune_channels import prunable_graph
+from tfcompress.techniques.channels.prune_channels import allowed_groups, prunable_graph
 from tfcompress.techniques.channels.selection import ranked, select
-from tfcompress.techniques.layer_names import fits
 from tfcompress.techniques.listening import Apply, OptimizerListener
 
 
@@ -194,9 +193,7 @@ def penalized_weights(
         ModelError: If there is none, or the budget cannot be met.
     """
     graph = prunable_graph(model, exclude)
-    groups = [
-        index for index in range(len(graph.groups)) if not any(fits(name, exclude) for name in graph.layers_of(index))
-    ]
+    groups = allowed_groups(graph, exclude)
     if kind == "growing_l2":
         return UnitWeights(graph, _removed(model, graph, groups, ChannelBudget(macs=macs, params=params)))
     chosen = np.zeros(graph.num_units, bool)

@@ -8,7 +8,6 @@ others. Left out: ranks that change while training.
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Sequence
 
 import keras
@@ -18,6 +17,7 @@ from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.factorize.decide import check_structure
 from tfcompress.techniques.factorize.factorize import factorize, own_names
 from tfcompress.techniques.factorize.plan import Selection
+from tfcompress.techniques.layer_names import fits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,6 @@ def _covers(patterns: Sequence[str], included: Sequence[str] | None) -> bool:
     """Whether every name that fits one of `included` fits one of `patterns`."""
     return included is not None and all(
         # A pattern fits itself; of another one only a plain name is known to fit with all that it means.
-        pattern in patterns
-        or (not set(pattern) & set("*?[") and any(fnmatch.fnmatch(pattern, other) for other in patterns))
+        pattern in patterns or (not set(pattern) & set("*?[") and fits(pattern, patterns))
         for pattern in included
     )

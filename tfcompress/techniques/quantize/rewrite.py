@@ -34,10 +34,12 @@ from tfcompress.layers import (
     copy_plain_weights,
     fixed_range_of,
 )
+from tfcompress.techniques.kernels import kernels_of
+from tfcompress.techniques.layer_names import fits
 from tfcompress.techniques.quantize import integer_support as support
 from tfcompress.techniques.quantize.activation_bits import bits_of, reason_against_16_bits
 from tfcompress.techniques.quantize.time_distributed import open_time_distributed
-from tfcompress.techniques.shared_values import kernels_of, shares_values
+from tfcompress.techniques.shared_values import shares_values
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -306,7 +308,7 @@ class _Rewriter:
         )
 
     def _is_float(self, operation: Any) -> bool:
-        return any(fnmatch.fnmatch(operation.name, pattern) for pattern in self._spec.allow_float)
+        return fits(operation.name, self._spec.allow_float)
 
     def _feeds_integers(self, index: int) -> bool:
         """Whether an operation in integers takes the result of a call."""
@@ -355,7 +357,7 @@ def refuse_unsupported(traced: Trace, spec: QuantizationSpec) -> None:
         reason = support.unsupported_reason(traced, index, spec.bits_of(name))
         if reason is None and bits_of(spec.activation_bits, name) == 16:
             reason = reason_against_16_bits(call.operation)
-        if reason is not None and not any(fnmatch.fnmatch(name, pattern) for pattern in spec.allow_float):
+        if reason is not None and not fits(name, spec.allow_float):
             reasons[name] = reason
     if reasons:
         listing = "\n  - ".join(f"{name}: {reason}" for name, reason in reasons.items())

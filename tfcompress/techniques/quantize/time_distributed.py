@@ -10,7 +10,6 @@ within, which has statistics of one step after the other in Keras, and of all st
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from keras.src.ops import numpy as operations
 from tfcompress.graph.copy_layer import LayerCopies, copy_layer
 from tfcompress.graph.flatten import unique_names, unused_name
 from tfcompress.graph.trace import Call, Trace, replay
+from tfcompress.techniques.layer_names import fits
 
 # The layers that compute the same on `(batch, steps, features)` as on each step, and cost no reshaping so.
 _OF_ANY_RANK = (layers.Dense,)
@@ -58,7 +58,7 @@ def open_time_distributed(traced: Trace, keep: Sequence[str] = ()) -> keras.Mode
         for call in traced.calls
         if type(call.operation) is layers.TimeDistributed
         and time_distributed_reason(call) is None
-        and not any(fnmatch.fnmatch(call.operation.name, pattern) for pattern in keep)
+        and not fits(call.operation.name, keep)
     }
     return replay(traced, _Opener(traced, to_open)) if to_open else None
 
