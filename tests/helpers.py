@@ -132,7 +132,7 @@ def whole_and_resumed(run: Callable[..., Any], checkpoint: Path, *, kill_after: 
 
 
 def check_resumes_from_a_saved_model(make: Callable[[keras.Model], keras.callbacks.Callback], folder: Path):
-    """Checks that a callback is resumed by no more than the saved model and its optimizer.
+    """Checks that a callback is resumed by the saved model, its optimizer, and what the callback shows as `variables`.
 
     Args:
         make: Gives the callback for a model.
@@ -143,17 +143,24 @@ def check_resumes_from_a_saved_model(make: Callable[[keras.Model], keras.callbac
     """
     x, y = blobs(shape=(8,))
 
-    def epochs(model, first, *more):
+    def epochs(model, first, *more, state=()):
+        callback = make(model)
+        for variable, value in zip(variables(callback), state, strict=True) if state else ():
+            variable.assign(value)
         # The plan is the same before the interruption: it ends with the last epoch.
-        options = {"batch_size": 32, "shuffle": False, "verbose": 0, "callbacks": [make(model), *more]}
+        options = {"batch_size": 32, "shuffle": False, "verbose": 0, "callbacks": [callback, *more]}
         model.fit(x, y, initial_epoch=first, epochs=4, **options)
+        return [keras.ops.convert_to_numpy(variable) for variable in variables(callback)]
+
+    def variables(callback):
+        return getattr(callback, "variables", ())
 
     through, interrupted = tiny_mlp(), tiny_mlp()
     interrupted.set_weights(through.get_weights())
     for model in (through, interrupted):
         model.compile("adam", cross_entropy())
     epochs(through, 0)
-    epochs(
+    state = epochs(
         interrupted,
         0,
         keras.callbacks.LambdaCallback(
@@ -163,7 +170,7 @@ def check_resumes_from_a_saved_model(make: Callable[[keras.Model], keras.callbac
     interrupted.save(folder / "half.keras")
     resumed = keras.saving.load_model(folder / "half.keras")
     half = resumed.get_layer("second").kernel.numpy().copy()
-    epochs(resumed, 2)
+    epochs(resumed, 2, state=state)
     for expected, actual in zip(through.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
     return half

@@ -10,7 +10,7 @@ kernel itself says which weights belong together. Left out: choosing the values 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -107,22 +107,26 @@ class HoldClusters(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         kernels = [kernel.variable for kernel in find_kernels(self._clustered, tables=True)]
         few = [kernel for kernel in kernels if holds_few_values(keras.ops.convert_to_numpy(kernel))]
-        self._held = share(self.model, self._clustered, few)
+        strategy = self.model.distribute_strategy
+        self._held = share(self.model, self._clustered, few, lambda kernel: SharedValues(kernel, strategy))
 
     def on_train_end(self, logs=None):
         release(self.model, self._held)
         self._held = []
 
 
-def share(trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any]) -> list[Held]:
+def share(
+    trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any], hold: Callable[[Any], Held]
+) -> list[Held]:
     """Installs shared values on kernels of a model, and positive factors on what is folded into them.
 
     Args:
         trained: The model that is about to be trained.
         clustered: The same, or its student.
         kernels: Variables of `clustered`.
+        hold: Gives the constraint of one of them that keeps its values few.
     """
-    held: list[Held] = [SharedValues(kernel, trained.distribute_strategy) for kernel in kernels]
+    held = [hold(kernel) for kernel in kernels]
     chosen = {id(kernel) for kernel in kernels}
     for layer, norm in normalized_sums(clustered):
         is_shared = any(id(kernel) in chosen for kernel in kernels_of(layer))

@@ -1,8 +1,8 @@
 """`WeightClustering`: kernels that hold few values from the first step on, and train them.
 
-Invariant: at every batch end each clustered kernel holds at most as many values as asked for; a zero stays zero. Which
-weights belong together is chosen once, when training begins. Left out: choosing the values (`centroids.py`), and later
-trainings, in which `HoldClusters` keeps them few.
+Invariant: at every batch end each clustered kernel holds at most as many values as asked for; a zero stays zero. Left
+out: choosing the values (`centroids.py`), how they and their weights change (`reassignment.py`), and later trainings,
+in which `HoldClusters` keeps them few.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ from typing import Any
 
 import keras
 
-from tfcompress.techniques.cluster.centroids import Init, check_clusters
-from tfcompress.techniques.cluster.one_shot import cluster_in_place
+from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluster_kernel
+from tfcompress.techniques.cluster.one_shot import make_signs_equal
+from tfcompress.techniques.cluster.reassignment import Clusters, ReassignedValues
 from tfcompress.techniques.cluster.selection import clusterable_variables
 from tfcompress.techniques.shared_values import MOST_VALUES, release, share
 
 
 class WeightClustering(keras.callbacks.Callback):
-    """Clusters the weights of a model when `fit` begins, and trains the values of the clusters.
+    """Clusters the weights of a model when `fit` begins, and trains the values of the clusters and who is in which.
 
-    The weights of a cluster move together, by the mean of what the optimizer does to each; see `SharedValues`. Works in
-    plain `model.fit` and inside a custom `train_step`, with `jit_compile`, `steps_per_execution`, mixed precision and
-    distribution strategies. Resuming needs no state beside the model: a kernel that holds few values already keeps its
-    clusters.
+    The network computes with few values; each weight beside has a value of its own, to which every step of the
+    optimizer is applied, and which says its cluster; see `ReassignedValues`. Works in plain `model.fit` and inside a
+    custom `train_step`, with `jit_compile`, `steps_per_execution`, mixed precision and distribution strategies. A
+    training that is resumed exactly needs `variables` beside the model and its optimizer; without them each weight
+    starts again from the value of its cluster.
 
     Args:
         model: The model to cluster: the one that is fitted, or the student of a `Distiller`.
@@ -71,11 +73,25 @@ class WeightClustering(keras.callbacks.Callback):
         self._clusters = clusters
         self._init = init
         self._seed = seed
+        strategy = model.distribute_strategy
+        self._states = [Clusters(kernel.shape.num_elements(), clusters, strategy) for kernel in self._kernels]
         self._held: list[Any] = []
 
+    @property
+    def variables(self) -> list[Any]:
+        """What a training resumed in the middle needs beside the model and its optimizer."""
+        return [variable for state in self._states for variable in state.variables]
+
     def on_train_begin(self, logs=None):
-        cluster_in_place(self._clustered, self._kernels, self._clusters, self._init, self._seed)
-        self._held = share(self.model, self._clustered, self._kernels)
+        make_signs_equal(self._clustered, self._kernels)
+        for kernel, state in zip(self._kernels, self._states, strict=True):
+            weights = keras.ops.convert_to_numpy(kernel)
+            if not state.are_of(weights):
+                state.choose(weights, cluster_kernel(weights, self._clusters, self._init, seed=self._seed))
+        states = {id(kernel): state for kernel, state in zip(self._kernels, self._states, strict=True)}
+        self._held = share(
+            self.model, self._clustered, self._kernels, lambda kernel: ReassignedValues(kernel, states[id(kernel)])
+        )
 
     def on_train_end(self, logs=None):
         release(self.model, self._held)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 
 from tfcompress.graph.normalized_sums import make_factors_positive, normalized_sums
 from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluster_kernel
@@ -53,6 +52,7 @@ def cluster(
             of channels.
 
     Example:
+        >>> import numpy as np
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, name="hidden")])
         >>> len(np.unique(cluster(model, 4).get_layer("hidden").kernel.numpy()))
         4
@@ -63,32 +63,27 @@ def cluster(
     """
     check_clusters("cluster", clusters, init, MOST_VALUES)
     clustered = copy_model(model)
-    cluster_in_place(clustered, clusterable_variables(clustered, clusters, include, exclude), clusters, init, seed)
+    kernels = clusterable_variables(clustered, clusters, include, exclude)
+    make_signs_equal(clustered, kernels)
+    for kernel in kernels:
+        kernel.assign(cluster_kernel(keras.ops.convert_to_numpy(kernel), clusters, init, seed=seed))
     return clustered
 
 
-def cluster_in_place(
-    model: keras.Model, kernels: Sequence[Any], clusters: int, init: str | Init = "k-means++", seed: int = 0
-) -> None:
-    """Makes kernels of a model hold few values, in the integer file too.
+def make_signs_equal(model: keras.Model, kernels: Sequence[Any]) -> None:
+    """Prepares a model for kernels that hold few values in the integer file too.
 
     Where a BatchNormalization follows that the file folds into a kernel, the signs of its negative factors go into the
-    kernel first, which changes nothing: in the file they would turn the signs of a channel's integers around.
+    kernel, which changes nothing: in the file they would turn the signs of a channel's integers around.
 
     Args:
         model: The model, which is changed.
-        kernels: Its variables that are clustered.
-        clusters: Values that each kernel may hold.
-        init: See `cluster`.
-        seed: Seed of a random start.
+        kernels: Its variables that will hold few values; one that does so already is left as it is.
     """
     chosen = {id(kernel) for kernel in kernels}
     for layer, norm in normalized_sums(model):
-        if any(id(kernel) in chosen and not holds_few_values(_numpy(kernel)) for kernel in kernels_of(layer)):
+        if any(
+            id(kernel) in chosen and not holds_few_values(keras.ops.convert_to_numpy(kernel))
+            for kernel in kernels_of(layer)
+        ):
             make_factors_positive(layer, norm)
-    for kernel in kernels:
-        kernel.assign(cluster_kernel(_numpy(kernel), clusters, init, seed=seed))
-
-
-def _numpy(variable: Any) -> np.ndarray:
-    return keras.ops.convert_to_numpy(variable)
