@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+
 RECIPE_TABLES = {
     "The recipe": tfc.Recipe,
     "data": DataSpec,
@@ -132,6 +134,27 @@ def test_a_yaml_block_is_a_recipe(text):
     assert tfc.parse_recipe(recipe.to_yaml()) == recipe
 
 
+def test_every_recipe_to_start_from_is_listed():
+    listed = [row[0].strip("`") for row in table("recipes", "## Recipes to start from")]
+    assert sorted(listed) == sorted(path.name for path in CONFIGS)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_recipe_to_start_from_says_what_it_takes_and_gives(path):
+    recipe = tfc.load_recipe(path)
+    for index in range(len(recipe.stages)):
+        build_technique(recipe, index)
+    head = path.read_text(encoding="utf-8").partition("seed:")[0]
+    assert f"# Command: tfcompress run configs/{path.name}\n" in head
+    assert re.search(r"^# Time: +\S", head, re.MULTILINE) and re.search(r"^# Result: +\S", head, re.MULTILINE)
+
+
+def test_every_technique_that_makes_a_network_smaller_has_a_recipe():
+    used = {stage.technique for path in CONFIGS for stage in tfc.load_recipe(path).stages}
+    own = {name for name in TECHNIQUES if not name.startswith("tfmot_")}  # docs/migration.md has those.
+    assert own - used == {"quantize_post_training"}  # Its page has one.
+
+
 @pytest.mark.parametrize("text", blocks("python"))
 def test_a_python_block_is_python(text):
     compile(text, "block", "exec")
@@ -154,6 +177,9 @@ def test_links_between_pages_lead_somewhere():
     for page, text in DOCS.items():
         for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
             file, _, anchor = target.partition("#")
+            assert not file or (ROOT / "docs" / file).is_file(), f"{page}.md: {target}"
+            if file.endswith(".png"):
+                continue
             other = page if not file else Path(file).stem
             assert other in DOCS, f"{page}.md: {target}"
             headings = re.findall(r"^#+ (.*)$", DOCS[other], re.MULTILINE)

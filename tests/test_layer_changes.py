@@ -49,4 +49,8 @@ def test_text_and_picture():
     (axes,) = layer_sizes(changes).axes
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
     assert widths == [[32, 16], [12, 6]]
+    # 12 of 32 in the hidden layer, and 6 of 16 in what reads it.
+    assert [text.get_text() for text in axes.texts] == ["38%", "38%"]
+    added = layer_sizes(layer_changes(network(8, "old"), network(8, "new"))).axes[0]
+    assert [text.get_text() for text in added.texts] == ["100%", "0%", "new"]
     assert layer_sizes([]) is None

@@ -335,6 +335,15 @@ def test_channels_that_nobody_reads_go_with_those_that_only_they_read():
     assert (simplified.get_layer("one").units, simplified.get_layer("two").units) == (7, 4)
 
 
+def test_the_first_channel_of_a_layer_goes_like_any_other():
+    made = [layers.Conv2D(6, 3, activation="relu", name=name) for name in ("one", "two", "three")]
+    model = chain((9, 9, 2), *made, layers.GlobalAveragePooling2D(), layers.Dense(3))
+    for conv in made:
+        zero(conv, [0, 3], bias=-1)
+    simplified = checked(model)
+    assert [simplified.get_layer(conv.name).filters for conv in made] == [4, 4, 4]
+
+
 def test_channels_of_a_residual_stage_go_where_all_of_them_are_dead():
     inputs = keras.Input((8, 8, 3))
     one, two = (layers.Conv2D(6, 3, padding="same", name=name) for name in ("one", "two"))

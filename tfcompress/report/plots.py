@@ -169,7 +169,7 @@ def layer_sensitivity(
 
 
 def layer_sizes(changes: Sequence[Any]) -> Figure | None:
-    """Two bars for each layer: its multiply-adds before and after.
+    """Two bars for each layer: its multiply-adds before and after, and the share that is left.
 
     Args:
         changes: What `tfcompress.report.layer_changes.layer_changes` gives.
@@ -177,10 +177,19 @@ def layer_sizes(changes: Sequence[Any]) -> Figure | None:
     changes = [change for change in changes if change.before.macs or change.after.macs]
     if not changes:
         return None
+    from matplotlib.ticker import EngFormatter
+
     figure, (axes,) = _figure(1, height=1.4 + 0.24 * len(changes))
     rows = range(len(changes))
     axes.barh(rows, [change.before.macs for change in changes], color=_GRID, height=0.8, label="before")
     axes.barh(rows, [change.after.macs for change in changes], color=_BLUE, height=0.5, label="after")
+    longest = max(max(change.before.macs, change.after.macs) for change in changes)
+    for row, change in zip(rows, changes, strict=True):
+        left = f"{100 * change.after.macs / change.before.macs:.0f}%" if change.before.macs else "new"
+        end = max(change.before.macs, change.after.macs) + longest / 120
+        axes.text(end, row, left, va="center", color=_INK, fontsize=7.5, zorder=3)
+    axes.set_xlim(0, 1.07 * longest)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_yticks(rows, [change.layer for change in changes])
     axes.set_ylim(len(changes) - 0.4, -0.6)
     axes.set_xlabel("multiply-adds for one sample")

@@ -141,6 +141,17 @@ def dead_units(graph: ChannelGraph) -> np.ndarray:
         if id(member.variable) not in passing:
             dead[member.units[member.units >= 0]] = False
     while True:
+        _keep_what_is_read(dead, kernels, by_place)
+        # Only now is it known of which layers nothing would be left.
+        empty = [member.units[0] for member in graph.members if np.append(dead, False)[member.units].all()]
+        if not empty:
+            return dead
+        dead[empty] = False
+
+
+def _keep_what_is_read(dead: np.ndarray, kernels: list, by_place: dict[tuple[int, int], np.ndarray]) -> None:
+    """Takes from the dead units all that living ones are made of, and what those are made of."""
+    while True:
         before = dead.copy()
         for variable, axis, made_axis, is_read in kernels:
             units = by_place.get((id(variable), axis))
@@ -151,11 +162,8 @@ def dead_units(graph: ChannelGraph) -> np.ndarray:
             stays = ~np.append(dead, False)[made]
             read = is_read[:, stays].any(1)
             dead[units[read & (units >= 0)]] = False
-        for member in graph.members:
-            if np.append(dead, False)[member.units].all():
-                dead[member.units[0]] = False
         if (dead == before).all():
-            return dead
+            return
 
 
 def _reading_kernels(graph: ChannelGraph) -> list[tuple[Any, int, int, np.ndarray]]:
