@@ -19,6 +19,7 @@ from tfcompress.export import tflite as exporter
 from tfcompress.export.converter import ConverterProcess
 from tfcompress.export.endpoint import InputSpec, model_in_float32
 from tfcompress.export.samples import collect
+from tfcompress.export.sidecar import describe_file
 from tfcompress.measure.tflite_runner import TFLiteRunner
 
 
@@ -214,6 +215,18 @@ def test_several_inputs_and_outputs_keep_their_names(path):
     assert {agreement.output for agreement in result.parity.agreements} == {"one", "another"}
     (signature,) = Interpreter(model_path=str(path)).get_signature_list().values()
     assert signature == {"inputs": ["alpha", "zeta"], "outputs": ["another", "one"]}
+
+
+def test_a_tensor_that_is_given_twice_has_two_names(path):
+    inputs = keras.Input((6,), name="x")
+    hidden = layers.Dense(4, activation="relu", name="hidden")(inputs)
+    model = keras.Model(inputs, [hidden, layers.Dense(2, name="last")(hidden), hidden])
+    samples = np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    result = export_tflite(model, path, calibration=samples)
+    described = describe_file(path.read_bytes(), path.name)["outputs"]
+    assert sorted(output["shape"][-1] for output in described) == [2, 4, 4]
+    names = {output["name"] for output in described}
+    assert len(names) == 3 and {agreement.output for agreement in result.parity.agreements} == names
 
 
 def test_mixed_precision_is_exported_in_float32(path):

@@ -138,7 +138,7 @@ NETWORKS = {
     "embedding": (TOKENS, (0, 20), "int32", _branches(
         chain(kl.Embedding(20, 6), kl.Conv1D(4, 3), kl.GlobalMaxPooling1D(), kl.Dense(3)),
         chain(kl.Embedding(20, 6), kl.GlobalAveragePooling1D(), kl.Dense(3)),
-        lambda x: kl.Embedding(20, 6)(x) + kl.Embedding(10, 6)(ops.arange(10)),
+        lambda x: kl.Embedding(20, 6, name="tokens")(x) + kl.Embedding(10, 6, name="positions")(ops.arange(10)),
     )),
     "operations": (IMAGE, (-2, 2), "float32", _operations),
     "more operations": (SEQUENCE, (-2, 2), "float32", _more_operations),

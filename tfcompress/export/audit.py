@@ -276,9 +276,9 @@ def _border_findings(model: schema.ModelT, mode: str, io: str) -> Iterator[str]:
     if not MODES[mode].is_integer:
         return
     tensors = model.subgraphs[0].tensors
-    borders = [("input", flatbuffer.input_names(model)), ("output", flatbuffer.output_names(model))]
+    borders = [("input", flatbuffer.input_names(model).items()), ("output", flatbuffer.outputs(model))]
     for kind, names in borders:
-        for index, name in names.items():
+        for index, name in names:
             dtype = flatbuffer.type_name(tensors[index].type)
             if dtype != io and dtype in FLOAT_TYPES | {"int8", "uint8", "int16"}:
                 yield (

@@ -109,7 +109,7 @@ def _read(source: Any, class_names: Sequence[str] | None) -> tuple[Path, bytes, 
         raise ModelError(f"No TFLite file can be read at {os.fspath(path)!r}: {error.strerror}.") from error
     model = flatbuffer.parse(content)
     if names is not None:
-        output = model.subgraphs[0].tensors[next(iter(flatbuffer.output_names(model)))]
+        output = model.subgraphs[0].tensors[flatbuffer.outputs(model)[0][0]]
         classes = int(output.shape[-1]) if output.shape is not None and len(output.shape) else 1
         if len(names) != classes or any("\n" in name for name in names):
             raise InvalidArgumentError(

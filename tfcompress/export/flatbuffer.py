@@ -100,12 +100,20 @@ def tensor_name(tensor: schema.TensorT) -> str:
 
 def input_names(model: schema.ModelT) -> dict[int, str]:
     """Name of each input by tensor index, in the order of the graph: of the signature, else of the tensor."""
-    return _border_names(model, model.subgraphs[0].inputs, "inputs")
+    names = {int(index): tensor_name(model.subgraphs[0].tensors[index]) for index in model.subgraphs[0].inputs}
+    return names | {index: signed[0] for index, signed in _signature_names(model, "inputs").items()}
 
 
-def output_names(model: schema.ModelT) -> dict[int, str]:
-    """Name of each output by tensor index, in the order of the graph: of the signature, else of the tensor."""
-    return _border_names(model, model.subgraphs[0].outputs, "outputs")
+def outputs(model: schema.ModelT) -> list[tuple[int, str]]:
+    """Tensor index and name of each output, in the order of the graph: of the signature, else of the tensor.
+
+    A model that gives one tensor twice has two outputs of one index.
+    """
+    indices = [int(index) for index in model.subgraphs[0].outputs]
+    names = {index: [tensor_name(model.subgraphs[0].tensors[index])] * indices.count(index) for index in indices}
+    for index, signed in _signature_names(model, "outputs").items():
+        names[index] = signed if len(signed) == indices.count(index) else names[index]
+    return [(index, names[index].pop(0)) for index in indices]
 
 
 def input_ranges(model: schema.ModelT) -> dict[str, tuple[float, float]]:
@@ -147,9 +155,11 @@ def index_limits(model: schema.ModelT) -> dict[str, int]:
     return limits
 
 
-def _border_names(model: schema.ModelT, indices: np.ndarray, kind: str) -> dict[int, str]:
-    names = {int(index): tensor_name(model.subgraphs[0].tensors[index]) for index in indices}
+def _signature_names(model: schema.ModelT, kind: str) -> dict[int, list[str]]:
+    """The names that the signature of the first graph gives to inputs or outputs, by tensor index."""
+    names: dict[int, list[str]] = {}
     for signature in model.signatureDefs or ():
         if signature.subgraphIndex == 0:
-            names |= {int(entry.tensorIndex): entry.name.decode() for entry in getattr(signature, kind) or ()}
+            for entry in getattr(signature, kind) or ():
+                names.setdefault(int(entry.tensorIndex), []).append(entry.name.decode())
     return names

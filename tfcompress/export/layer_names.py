@@ -58,7 +58,7 @@ def layer_results(model: schema.ModelT, traced: Trace, output_names: Sequence[st
     outputs = [before_rounding(traced, ref.call).operation.name for ref in keras.tree.flatten(traced.outputs)]
     by_name = dict(zip(output_names, outputs, strict=True))
     # An output has a name that says nothing; it belongs to the layer of that output.
-    at_output = {index: by_name[name] for index, name in flatbuffer.output_names(model).items()}
+    at_output = {index: by_name[name] for index, name in flatbuffer.outputs(model)}
     order = {call.operation.name: at for at, call in enumerate(traced.calls)}
     ranges = {call.operation.name for call in traced.calls if isinstance(call.operation, FakeQuantize)}
     weights = _weights(traced)

@@ -91,7 +91,7 @@ def add_metadata(
     inputs = [_input(text, tensors[index], normalization) for index, text in flatbuffer.input_names(model).items()]
     outputs = [
         _tensor(text, files=[label_file] if label_file is not None and position == 0 else [])
-        for position, text in enumerate(flatbuffer.output_names(model).values())
+        for position, (_, text) in enumerate(flatbuffer.outputs(model))
     ]
     graph = _Table({2: inputs, 3: outputs})
     described = _Table({0: name, 1: description, 3: [graph], 7: _MIN_PARSER_VERSION})

@@ -254,7 +254,7 @@ def run_file(content: bytes, inputs: Mapping[str, np.ndarray], delegate: str) ->
     except ModelError as error:
         remedy = "remedy: see whether mode='float32' runs; if so, an operation has no such kernel for its shapes"
         raise ExportError(f"The file does not run with delegate '{delegate}'.", [str(error), remedy]) from error
-    names = list(flatbuffer.output_names(model).values())
+    names = [name for _, name in flatbuffer.outputs(model)]
     return dict(zip(names, [outputs] if len(names) == 1 else outputs, strict=True))
 
 
@@ -267,7 +267,7 @@ def output_grids(content: bytes) -> dict[str, Grid]:
         if flatbuffer.op_name(model.operatorCodes[operator.opcodeIndex]) == "DEQUANTIZE":
             sources[int(operator.outputs[0])] = int(operator.inputs[0])
     grids = {}
-    for index, name in flatbuffer.output_names(model).items():
+    for index, name in flatbuffer.outputs(model):
         tensor = graph.tensors[sources.get(index, index)]
         dtype = flatbuffer.type_name(tensor.type)
         if dtype in ("int8", "int16") and tensor.quantization is not None and tensor.quantization.scale is not None:

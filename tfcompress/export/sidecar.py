@@ -61,7 +61,7 @@ def describe_file(
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
         "inputs": [_tensor(model, index, name) for index, name in flatbuffer.input_names(model).items()],
-        "outputs": [_tensor(model, index, name) for index, name in flatbuffer.output_names(model).items()],
+        "outputs": [_tensor(model, index, name) for index, name in flatbuffer.outputs(model)],
         "labels": None if class_names is None else list(class_names),
         "preprocessing": None,
     }
