@@ -1,8 +1,9 @@
 """Random flips, shifts and crops of image batches, for training only.
 
-Invariant: what happens to a sample is a pure function of (seed, epoch, index of the sample in its split); neither the
-batch it lands in, nor the order of the epoch, nor TensorFlow's global seed changes it, so a resumed run sees what the
-uninterrupted one saw. Left out: colour changes, mixing of samples, and anything that interpolates pixels.
+Invariant: what happens to a sample is a pure function of (seed, epoch, index of the sample in its split), or with views
+of (seed of the views, epoch modulo their number, index); neither the batch it lands in, nor the order of the epoch, nor
+TensorFlow's global seed changes it, so a resumed run sees what the uninterrupted one saw. Left out: colour changes,
+mixing of samples, and anything that interpolates pixels.
 """
 
 from __future__ import annotations
@@ -27,9 +28,16 @@ class Augmentation:
             into view is the darkest value (the low end of the input range). In [0, inf); 0 is off.
         crop: Pad each border by this many pixels, mirroring the image at its edge (the edge pixel is not repeated),
             then cut out a random window of the original size. In [0, inf); 0 is off.
+        views: How many changed pictures there are of each image: epoch after epoch goes through them in turn, the same
+            in every training, so that what a teacher says about them can be stored. None makes new ones in each epoch.
+        seed: Seed of the views. Without `views`, the seed of the training counts.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
+
+    Reference:
+        Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2021,
+        https://arxiv.org/abs/2106.05237
 
     Example:
         >>> augmentation = Augmentation(flip=True, shift=2)
@@ -42,6 +50,8 @@ class Augmentation:
     flip: bool = False
     shift: int = 0
     crop: int = 0
+    views: int | None = None
+    seed: int = 0
 
     def __post_init__(self):
         if not isinstance(self.flip, bool):
@@ -50,6 +60,20 @@ class Augmentation:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise InvalidArgumentError(f"Augmentation.{name}", "a whole number of pixels, at least 0", value)
+        views = self.views
+        if views is not None and (isinstance(views, bool) or not isinstance(views, int) or views < 1):
+            raise InvalidArgumentError("Augmentation.views", "None or a whole number, at least 1", views)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or not -(2**63) <= self.seed < 2**63:
+            raise InvalidArgumentError("Augmentation.seed", "a whole number of 64 bits", self.seed)
+
+    @property
+    def changes_images(self) -> bool:
+        """Whether any picture is changed at all."""
+        return bool(self.flip or self.shift or self.crop)
+
+    def view_of(self, epoch: int | tf.Tensor) -> int | tf.Tensor:
+        """Number of the view that an epoch shows, from 0."""
+        return 0 if not self.changes_images else epoch if self.views is None else epoch % self.views
 
     def check_fits(self, input_shape: tuple[int, ...]) -> None:
         """Raises `InvalidArgumentError` unless samples of `input_shape` are images large enough for these changes."""
@@ -73,7 +97,7 @@ class Augmentation:
         pipeline would need one stateless call for each sample. It takes 20 bytes a sample.
 
         Args:
-            seed: Seed of the run.
+            seed: Seed of the run, which does not matter for views.
             epoch: Number of the epoch, from 0.
             size: Number of samples in the split.
 
@@ -81,6 +105,7 @@ class Augmentation:
             int32 of shape `(size, 5)`: flip (0 or 1), shift down, shift right (pixels, signed), and the crop
             window's top and left (pixels, from 0 to twice `crop`).
         """
+        seed, epoch = (seed if self.views is None else self.seed), self.view_of(epoch)
         columns = [
             (_FLIP, 0, 1 if self.flip else 0),
             (_SHIFT_DOWN, -self.shift, self.shift),
@@ -109,7 +134,7 @@ class Augmentation:
         Returns:
             The changed images, of the same shape and type.
         """
-        if self == Augmentation():
+        if not self.changes_images:
             return images
         flip, down, right, top, left = (draws[:, column : column + 1] for column in range(5))
         height, width = images.shape[1], images.shape[2]

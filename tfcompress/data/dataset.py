@@ -11,11 +11,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import tensorflow as tf
 
 from tfcompress.data.augment import Augmentation, stream_seed
+from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError
 
 SPLITS = ("train", "validation", "test")
@@ -171,7 +173,44 @@ class Dataset:
         cardinality = tf.data.experimental.assert_cardinality(math.ceil(count / batch_size))
         return batched.apply(cardinality).prefetch(tf.data.AUTOTUNE)
 
-    def train_batches(self, batch_size: int, *, seed: int, first_epoch: int = 0, epochs: int) -> tf.data.Dataset:
+    @property
+    def views(self) -> int | None:
+        """How many pictures there are of each training sample; None if each epoch makes new ones."""
+        if self.augmentation is None or not self.augmentation.changes_images:
+            return 1
+        return self.augmentation.views
+
+    def view(self, number: int, batch_size: int, *, first: int = 0) -> tf.data.Dataset:
+        """One pass over a view of the training samples, in their fixed order: what an epoch sees, not shuffled.
+
+        Args:
+            number: Number of the view, in [0, views).
+            batch_size: Samples in a batch, at least 1; the last batch may hold fewer.
+            first: Index of the sample to begin with.
+
+        Returns:
+            Batches x, float32 `(batch, *input_shape)` in `input_range`.
+
+        Raises:
+            InvalidArgumentError: If an argument is out of its range, or each epoch makes new pictures.
+        """
+        if self.views is None:
+            raise InvalidArgumentError("Augmentation.views", "a number of views, so that there are any", None)
+        if not _is_whole(number) or not 0 <= number < self.views:
+            raise InvalidArgumentError("number", f"a whole number in [0, {self.views})", number)
+        check_positive("batch_size", batch_size)
+        samples = self.splits["train"].stream.enumerate().skip(first).batch(batch_size)
+        return samples.map(self._changed(0, number), num_parallel_calls=tf.data.AUTOTUNE).map(lambda x, y: x)
+
+    def train_batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        first_epoch: int = 0,
+        epochs: int,
+        teacher_outputs: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
+    ) -> tf.data.Dataset:
         """The epochs `first_epoch` to `epochs - 1` in one flat stream of shuffled, augmented batches.
 
         Each epoch has `steps_per_epoch(batch_size)` batches, its last one may be partial: pass that number to `fit`.
@@ -182,13 +221,20 @@ class Dataset:
             seed: Whole number; another one gives other orders and other augmentations.
             first_epoch: The first epoch to read, in [0, epochs).
             epochs: The epoch before which the stream ends, at least 1.
+            teacher_outputs: Gives what a teacher has said about samples, from their indices, int64 `(batch,)`, and the
+                number of a view, int64. The batches then have `TaughtInputs` in the place of x.
 
         Returns:
             Batches `(x, y)` as `batches` gives them.
 
         Raises:
-            InvalidArgumentError: If an argument is out of its range.
+            InvalidArgumentError: If an argument is out of its range, or outputs are stored and each epoch makes new
+                pictures.
         """
+        if teacher_outputs is not None and self.views is None:
+            raise InvalidArgumentError(
+                "Augmentation.views", "a number of views where a teacher's outputs are stored", None
+            )
         steps = self.steps_per_epoch(batch_size)
         check_positive("epochs", epochs)
         if not _is_whole(seed) or not -(2**63) <= seed < 2**63:
@@ -198,12 +244,19 @@ class Dataset:
         # Made here, not while `flat_map` traces: the cache must outlive this one stream to be shared by all.
         samples = self.splits["train"].samples
         stream = tf.data.Dataset.range(first_epoch, epochs).flat_map(
-            lambda epoch: self._epoch(samples, batch_size, seed=seed, epoch=epoch)
+            lambda epoch: self._epoch(samples, batch_size, seed, epoch, teacher_outputs)
         )
         cardinality = tf.data.experimental.assert_cardinality(steps * (epochs - first_epoch))
         return stream.apply(cardinality).prefetch(tf.data.AUTOTUNE)
 
-    def _epoch(self, samples: tf.data.Dataset, batch_size: int, *, seed: int, epoch: tf.Tensor) -> tf.data.Dataset:
+    def _epoch(
+        self,
+        samples: tf.data.Dataset,
+        batch_size: int,
+        seed: int,
+        epoch: tf.Tensor,
+        teacher_outputs: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None,
+    ) -> tf.data.Dataset:
         """One shuffled, augmented epoch; called while `flat_map` traces its function."""
         source = self.splits["train"]
         # `shuffle` mixes TensorFlow's global seed into its own. In a function being traced, this sets only that
@@ -213,6 +266,20 @@ class Dataset:
             [], stream_seed(seed, epoch, _ORDER), minval=None, maxval=None, dtype=tf.int64, alg="philox"
         )
         shuffled = samples.enumerate().shuffle(source.shuffle_buffer, seed=order, reshuffle_each_iteration=False)
+        changed = self._changed(seed, epoch)
+        if teacher_outputs is None:
+            return shuffled.batch(batch_size).map(changed, num_parallel_calls=tf.data.AUTOTUNE)
+        view = tf.cast((self.augmentation or Augmentation()).view_of(epoch), tf.int64)
+
+        def taught(indices, sample):
+            x, y = changed(indices, sample)
+            return TaughtInputs(x, teacher_outputs(indices, view)), y
+
+        return shuffled.batch(batch_size).map(taught, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _changed(self, seed: int, epoch: int | tf.Tensor) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, tf.Tensor]]:
+        """Gives a batch, by the indices of its samples, as an epoch shows it."""
+        source = self.splits["train"]
         augmentation = self.augmentation or Augmentation()
         draws = augmentation.draw(seed=seed, epoch=epoch, size=source.size)
         fill = self.input_range[0] if self.stored_range is None else self.stored_range[0]
@@ -223,7 +290,7 @@ class Dataset:
                 x = augmentation.apply(x, tf.gather(draws, indices), fill=fill)
             return self._to_input(x, y)
 
-        return shuffled.batch(batch_size).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
+        return finish
 
     def _mapped(self, split: str) -> tf.data.Dataset:
         return self.splits[split].samples.map(self._to_input, num_parallel_calls=tf.data.AUTOTUNE)

@@ -6,10 +6,13 @@ outputs of several labels (sigmoid), which are neither.
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from tfcompress.errors import ModelError
+from tfcompress.graph.recurrent_states import without_states
 from tfcompress.graph.trace import has_graph, require_functional, trace
 from tfcompress.layers import FakeQuantize
 
@@ -44,14 +47,15 @@ def gives_probabilities(model: keras.Model) -> bool:
     except ModelError:
         pass  # A layer that cannot be copied can still be asked.
     rng = np.random.default_rng(0)
-    shapes = [(4, *tensor.shape[1:]) for tensor in model.inputs]
+    shapes = [(tensor.shape[0] or 4, *tensor.shape[1:]) for tensor in model.inputs]
     if any(None in shape for shape in shapes):
         return False
     samples = [
         rng.uniform(size=shape).astype(tensor.dtype if "float" in tensor.dtype else "float32")
         for shape, tensor in zip(shapes, model.inputs, strict=True)
     ]
-    outputs = model(keras.tree.pack_sequence_as(model.input, samples), training=False)
+    with without_states(model):
+        outputs = model(keras.tree.pack_sequence_as(model.input, samples), training=False)
     return are_probabilities(keras.ops.convert_to_numpy(keras.tree.flatten(outputs)[0]), output_step(model))
 
 
@@ -63,15 +67,33 @@ def ends_in_softmax(model: keras.Model) -> bool:
         >>> ends_in_softmax(model)
         True
     """
+    operation = _last_operation(model)
+    if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax":
+        return True
+    return getattr(operation, "activation", None) is keras.activations.softmax
+
+
+def ends_in_sigmoid(model: keras.Model) -> bool:
+    """Whether the last operation of a functional or Sequential model is a sigmoid, in a layer or by itself.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, activation="sigmoid")])
+        >>> ends_in_sigmoid(model)
+        True
+    """
+    operation = _last_operation(model)
+    if type(operation).__name__ == "Sigmoid":
+        return True
+    return getattr(operation, "activation", None) is keras.activations.sigmoid
+
+
+def _last_operation(model: keras.Model) -> Any:
     traced = trace(model)
     last = traced.calls[keras.tree.flatten(traced.outputs)[0].call]
     # A fake-quantized softmax is still one.
     while isinstance(last.operation, FakeQuantize):
         last = traced.calls[last.sources[0].call]
-    operation = last.operation
-    if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax":
-        return True
-    return getattr(operation, "activation", None) is keras.activations.softmax
+    return last.operation
 
 
 def output_step(model: keras.Model) -> float:

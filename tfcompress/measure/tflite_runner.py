@@ -76,6 +76,11 @@ class TFLiteRunner:
         self._may_resize = self._batch == 1 and model.SubgraphsLength() == 1 and not self._keeps_variables
 
     @property
+    def content(self) -> bytes:
+        """The bytes of the file."""
+        return self._content
+
+    @property
     def input_details(self) -> dict[str, Any]:
         """Details of the first input."""
         return self.inputs[0]

@@ -32,8 +32,8 @@ from tfcompress.pipeline.rows import export_row, file_row, keras_row, layer_figu
 from tfcompress.pipeline.stage_store import StageStore, refuse_other_stages, stage_path
 from tfcompress.recipe import ModelSpec, Recipe, load_recipe
 from tfcompress.techniques.base import Context, Technique, Trainer
-from tfcompress.techniques.distill import Distiller, Teacher
-from tfcompress.techniques.distill.stage import distillation_loss
+from tfcompress.techniques.distill import Distiller, StoredOutputs, Teacher, cache_teacher
+from tfcompress.techniques.distill.by_name import distillation_loss
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.quantize import round_biases
 from tfcompress.techniques.quantize.removal import remove_fake_quantization
@@ -42,7 +42,7 @@ from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import TrainResult, fit
 
 # Part of every key: a change that alters results makes earlier ones stale.
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 # What is measured of a stage besides its row: in `stage.json`, and by stage in `metrics.json`.
 _DETAILS = {"history": "histories", "sparsity": "sparsity", "layers": "layers"}
 
@@ -153,13 +153,15 @@ class _Run:
         self._given = given
         self._teacher: Teacher | None = None
         self._teacher_key = ""
+        self._stored: StoredOutputs | None = None
         self._rows: list[Metrics] = []
         self._details: dict[str, dict[str, Any]] = {name: {} for name in _DETAILS.values()}
         self._exports: dict[str, dict[str, Any]] = {}
         self._holds_masks = False
         self._holds_clusters = False
         self._holds_integers = False
-        self._key = files.content_key(RESULT_VERSION, recipe.seed, recipe.data.batch_size, data_key(recipe.data, data))
+        self._data_key = data_key(recipe.data, data)
+        self._key = files.content_key(RESULT_VERSION, recipe.seed, recipe.data.batch_size, self._data_key)
 
     def run(self) -> RunResult:
         # Everything that can be known to be wrong is found before the first training.
@@ -313,14 +315,23 @@ class _Run:
             held += [HoldClusters(replica)] if self._holds_clusters else []
             return held + (list(callbacks(replica)) if callbacks is not None else [])
 
+        stored = None if teaching is None else self._stored_teacher()
         return fit(
             model,
             self._data,
             settings,
-            wrap=None if teaching is None else lambda replica: Distiller(replica, self._teacher, [teaching]),
+            wrap=None if teaching is None else lambda replica: Distiller(replica, stored or self._teacher, [teaching]),
             callbacks=all_callbacks,
+            teacher_outputs=None if stored is None else stored.lookup,
             **common,
         )
+
+    def _stored_teacher(self) -> StoredOutputs | None:
+        """What the teacher says, computed once for all stages, unless each epoch makes new pictures."""
+        if self._stored is None and self._data.views is not None:
+            folder = self._out / "teacher" / files.content_key(self._teacher_key, self._data_key)
+            self._stored = cache_teacher(self._teacher, self._data, folder, progress=self._progress)
+        return self._stored
 
     def _seed(self, number: int) -> int:
         """The seed of a stage by its number; teacher and student have 0. No two stages share an order of samples."""

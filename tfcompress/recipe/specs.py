@@ -45,16 +45,22 @@ class AugmentSpec:
         flip: Whether to mirror images left to right at random.
         shift: Largest random shift in pixels, at least 0.
         crop: Pixels of padding on each side before a random crop back to the image's size, at least 0.
+        views: How many changed pictures there are of each image, at least 1; None makes new ones in each epoch.
+        seed: Seed of the views.
     """
 
     flip: bool = False
     shift: int = 0
     crop: int = 0
+    views: int | None = None
+    seed: int = 0
 
     def __post_init__(self):
         for name in ("shift", "crop"):
             if getattr(self, name) < 0:
                 raise InvalidArgumentError(f"AugmentSpec.{name}", "at least 0 pixels", getattr(self, name))
+        if self.views is not None and self.views < 1:
+            raise InvalidArgumentError("AugmentSpec.views", "at least 1, or null", self.views)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +154,15 @@ class TeachSpec:
 
     temperature: float = 4.0
     weight: float = 0.9
-    kind: Literal["soft_targets", "soft_cross_entropy", "logit_matching"] = "soft_targets"
+    kind: Literal[
+        "soft_targets",
+        "soft_cross_entropy",
+        "logit_matching",
+        "hard_labels",
+        "decoupled",
+        "standardized",
+        "label_smoothing",
+    ] = "soft_targets"
 
     def __post_init__(self):
         if not self.temperature > 0:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ def fit(
     seed: int,
     wrap: Callable[[keras.Model], keras.Model] | None = None,
     callbacks: Callable[[keras.Model], Sequence[keras.callbacks.Callback]] | None = None,
+    teacher_outputs: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] | None = None,
     checkpoint: Path | None = None,
     key: str = "",
     label: str | None = None,
@@ -68,6 +70,7 @@ def fit(
         seed: Seed of order, augmentation, and random layers.
         wrap: Gives the model to compile and fit around the copy, such as a `Distiller`.
         callbacks: Gives further callbacks for the copy.
+        teacher_outputs: What a teacher has said, which goes along with each batch; see `Dataset.train_batches`.
         checkpoint: File in which the training is kept after each epoch, and from which it resumes.
         key: What the checkpoint must be of.
         label: Name beside the progress bar; `None` shows no bar.
@@ -111,12 +114,18 @@ def fit(
         bar = [] if label is None else [ProgressBar(label, settings.epochs, steps)]
         try:
             trainable.fit(
-                data.train_batches(batch_size, seed=seed, first_epoch=first_epoch, epochs=settings.epochs),
+                data.train_batches(
+                    batch_size,
+                    seed=seed,
+                    first_epoch=first_epoch,
+                    epochs=settings.epochs,
+                    teacher_outputs=teacher_outputs,
+                ),
                 initial_epoch=first_epoch,
                 epochs=settings.epochs,
                 steps_per_epoch=steps,
                 shuffle=False,  # The stream is shuffled already, as a function of seed and epoch.
-                validation_data=data.batches("validation", EVALUATION_BATCH),
+                validation_data=data.batches("validation", _validation_batch(data, trainable)),
                 # What changes weights or chooses them goes before what records them.
                 callbacks=[*own, best, StopOnNaN(), record, *bar],
                 verbose=0,
@@ -129,6 +138,15 @@ def fit(
     trained = copy_model(model)
     trained.set_weights(replica.get_weights())
     return TrainResult(trained, record.history, time.perf_counter() - started)
+
+
+def _validation_batch(data: Dataset, model: keras.Model) -> int:
+    """Samples in a validation batch: over several replicas as many for each, for Keras sums up the first batch's."""
+    size, replicas = data.sizes["validation"], model.distribute_strategy.num_replicas_in_sync
+    if replicas == 1:
+        return EVALUATION_BATCH
+    count = max(math.ceil(size / EVALUATION_BATCH), 1 + (size % replicas > 0))
+    return math.ceil(size / count / replicas) * replicas
 
 
 def check_steps_per_execution(settings: TrainSettings, steps: int) -> None:

@@ -12,15 +12,20 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.outputs import are_probabilities, gives_probabilities
+from tfcompress.graph.outputs import are_probabilities, ends_in_sigmoid, gives_probabilities
 from tfcompress.graph.trace import has_graph
+from tfcompress.techniques.distill.keras_losses import as_loss
 from tfcompress.techniques.distill.losses import SoftTargets
+from tfcompress.techniques.distill.multi_label import MultiLabelTargets
+from tfcompress.techniques.distill.outputs import takes_labels
+from tfcompress.techniques.distill.stored_outputs import StoredOutputs
 from tfcompress.techniques.distill.teacher import Teacher, probabilities_to_logits
 
 _LOSSES_OF_PROBABILITIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
 
-DistillationLoss = Callable[[Any, Any], Any]
+DistillationLoss = Callable[..., Any]
 
 
 class Distiller(keras.Model):
@@ -32,8 +37,10 @@ class Distiller(keras.Model):
 
     Args:
         student: The Keras model that trains. Its outputs are class logits or probabilities, shape `(batch, classes)`.
-        teacher: A Keras model, a model file, a callable, or a `Teacher`.
-        losses: Distillation losses; each has a `weight`. A plain callable counts with a weight of 1.
+        teacher: A Keras model, a model file, a callable, a `Teacher`, or outputs that are stored (`cache_teacher`,
+            `StoredOutputs`), whose `train_batches` it is then fitted on.
+        losses: Distillation losses; each has a `weight`. A plain callable, or a loss of `keras.distillation`, counts
+            with a weight of 1. One with a parameter `labels` is given the labels of the batch.
         hard_weight: Weight of the student's own loss; by default what the losses leave of 1.
 
     Raises:
@@ -62,9 +69,9 @@ class Distiller(keras.Model):
         name: str | None = None,
     ):
         super().__init__(name=name)
-        losses = [SoftTargets()] if losses is None else list(losses)
+        losses = [SoftTargets()] if losses is None else [as_loss("Distiller.losses", loss) for loss in losses]
         weights = [float(getattr(loss, "weight", 1.0)) for loss in losses]
-        if not losses or any(not callable(loss) for loss in losses):
+        if not losses:
             raise InvalidArgumentError("Distiller.losses", "at least one callable (teacher, student) -> loss", losses)
         if hard_weight is None:
             hard_weight = 1.0 - sum(weights)
@@ -79,20 +86,23 @@ class Distiller(keras.Model):
         self._student_gives_probabilities = gives_probabilities(student)
         # Keras tracks what it sees in attributes: a tracked teacher would be trained, counted and saved.
         self._teacher = _Untracked(_in_scope(teacher))
-        self._losses_and_weights = tuple(zip(losses, weights, strict=True))
+        self._losses_and_weights = tuple(
+            (loss, weight, takes_labels(loss)) for loss, weight in zip(losses, weights, strict=True)
+        )
         self._hard_loss = keras.metrics.Mean(name="hard_loss")
         self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
         self._check_classes()
+        self._check_labels_have_logits()
         self.built = True
 
     @property
-    def teacher(self) -> Teacher:
+    def teacher(self) -> Teacher | StoredOutputs:
         """The teacher, as it was wrapped."""
         return self._teacher.value
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The student's outputs."""
-        return self.student(inputs, training=training)
+        return self.student(_without_outputs(inputs), training=training)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.compile`; the loss and metrics are the student's own, on the labels.
@@ -121,7 +131,7 @@ class Distiller(keras.Model):
         self.teacher.find_out_outputs(inputs)
         if not has_graph(self.student):
             # Without a graph, only outputs tell what they are.
-            outputs = self.student(inputs, training=False)
+            outputs = self.student(_without_outputs(inputs), training=False)
             self._student_gives_probabilities = are_probabilities(keras.ops.convert_to_numpy(outputs))
         return super().fit(x, *args, **kwargs)
 
@@ -129,10 +139,11 @@ class Distiller(keras.Model):
         """One step on a batch `(x, y)` or `(x, y, sample_weight)`."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         teacher_logits = self.teacher.logits(x)
+        x = _without_outputs(x)
         with tf.GradientTape() as tape:
             outputs = self.student(x, training=True)
             hard, regularization = self._own_loss(x, y, outputs, sample_weight)
-            soft = self._soft_loss(teacher_logits, outputs, sample_weight)
+            soft = self._soft_loss(teacher_logits, outputs, y, sample_weight)
             loss = self.hard_weight * hard + soft + regularization
             # Keras sums gradients over replicas, so each brings its share. Its own losses have done that already.
             scaled_loss = self.optimizer.scale_loss(loss)
@@ -158,15 +169,17 @@ class Distiller(keras.Model):
         regularization = tf.add_n([tf.cast(loss, tf.float32) for loss in self.losses]) / replicas
         return total - regularization, regularization
 
-    def _soft_loss(self, teacher_logits: Any, outputs: Any, sample_weight: Any) -> Any:
+    def _soft_loss(self, teacher_logits: Any, outputs: Any, labels: Any, sample_weight: Any) -> Any:
         """The weighted sum of the distillation losses, averaged as Keras averages its own."""
         if self._student_gives_probabilities:
             student_logits = probabilities_to_logits(outputs)
         else:
             student_logits = tf.cast(outputs, tf.float32)
         total = tf.constant(0.0)
-        for loss, weight in self._losses_and_weights:
-            per_sample = loss(teacher_logits, student_logits)
+        for loss, weight, labelled in self._losses_and_weights:
+            options = {"labels": labels} if labelled and labels is not None else {}
+            per_sample = loss(teacher_logits, student_logits, **options)
+            _check_per_sample(loss, per_sample, sample_weight)
             if sample_weight is not None:
                 per_sample = per_sample * tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
             total += weight * tf.reduce_mean(per_sample)
@@ -198,6 +211,15 @@ class Distiller(keras.Model):
         if None not in (expected, received) and expected != received:
             raise InvalidArgumentError("student", f"a model of {expected} classes, as its teacher is", received)
 
+    def _check_labels_have_logits(self) -> None:
+        if not any(isinstance(loss, MultiLabelTargets) for loss, *_ in self._losses_and_weights):
+            return
+        for side, model in (("student", self.student), ("teacher", getattr(self.teacher, "source", None))):
+            if isinstance(model, keras.Model) and _gives_sigmoids(model):
+                raise InvalidArgumentError(
+                    side, "a model of logits with MultiLabelTargets: leave out the sigmoid at its end", model.name
+                )
+
 
 class _Untracked:
     """Hides a value from Keras's attribute tracking."""
@@ -206,14 +228,48 @@ class _Untracked:
         self.value = value
 
 
-def _in_scope(teacher: Any) -> Teacher:
+def _without_outputs(inputs: Any) -> Any:
+    """The inputs alone, where a teacher's outputs came along."""
+    return inputs.inputs if isinstance(inputs, TaughtInputs) else inputs
+
+
+def _in_scope(teacher: Any) -> Teacher | StoredOutputs:
     """The teacher; under a distribution strategy a Keras model is copied into its scope."""
+    if isinstance(teacher, StoredOutputs):
+        return teacher
     teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
     if tf.distribute.has_strategy() and isinstance(teacher.source, keras.Model):
         copy = keras.models.clone_model(teacher.source)
         copy.set_weights(teacher.source.get_weights())
         teacher = teacher.with_source(copy)
     return teacher
+
+
+def _gives_sigmoids(model: keras.Model) -> bool:
+    try:
+        return has_graph(model) and ends_in_sigmoid(model)
+    except ModelError:
+        return False  # A graph that cannot be followed says nothing about its end.
+
+
+def _check_per_sample(loss: DistillationLoss, values: Any, sample_weight: Any) -> None:
+    """Raises an `InvalidArgumentError` if values of a loss are not one for each sample, or cannot be weighted."""
+    shape = tf.convert_to_tensor(values).shape
+    if shape.rank not in (None, 1):
+        raise InvalidArgumentError(
+            "Distiller.losses", f"callables with one value per sample, shape (batch,), {loss!r} too", tuple(shape)
+        )
+    if sample_weight is None:
+        return
+    if getattr(loss, "needs_whole_batch", False):
+        raise InvalidArgumentError(
+            "sample_weight", f"left out with {loss!r}, which gives one value per batch", "sample weights"
+        )
+    weights_shape = tf.convert_to_tensor(sample_weight).shape
+    if weights_shape.rank is not None and any(size not in (None, 1) for size in weights_shape[1:]):
+        raise InvalidArgumentError(
+            "sample_weight", "one number per sample; `WhereLabelled` leaves positions out", tuple(weights_shape)
+        )
 
 
 def _first_inputs(x: Any) -> Any:

@@ -12,22 +12,8 @@ from typing import Any, ClassVar
 
 import keras
 
-from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.base import Context, Technique
-from tfcompress.techniques.distill.losses import LOSSES
-
-
-def distillation_loss(kind: str, temperature: float, weight: float) -> Callable[[Any, Any], Any]:
-    """The loss that a recipe means by `kind`, `temperature` and `weight`.
-
-    Raises:
-        InvalidArgumentError: If one of them is out of its range.
-    """
-    if kind not in LOSSES:
-        raise InvalidArgumentError("distill.kind", f"one of {sorted(LOSSES)}", kind)
-    names = {field.name for field in dataclasses.fields(LOSSES[kind])}
-    arguments = {"temperature": temperature, "weight": weight}
-    return LOSSES[kind](**{name: value for name, value in arguments.items() if name in names})
+from tfcompress.techniques.distill.by_name import distillation_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +23,7 @@ class Distill(Technique):
     Args:
         temperature: Softening of both distributions, in (0, inf).
         weight: Share of the teacher's loss, in [0, 1]; the labels have the rest.
-        kind: A name in `losses.LOSSES`.
+        kind: A name in `by_name.LOSSES`.
     """
 
     temperature: float = 4.0
@@ -56,5 +42,5 @@ class Distill(Technique):
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         return context.train(model).model
 
-    def teaching(self) -> Callable[[Any, Any], Any]:
+    def teaching(self) -> Callable[..., Any]:
         return distillation_loss(self.kind, self.temperature, self.weight)

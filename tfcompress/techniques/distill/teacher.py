@@ -16,7 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.bridge.load import load
+from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.files import content_key
 from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities, gives_probabilities, output_step
 from tfcompress.graph.trace import has_graph
 from tfcompress.measure.tflite_runner import TFLiteRunner
@@ -99,12 +101,26 @@ class Teacher:
         """Whether the teacher is made of TensorFlow operations that XLA can compile."""
         return not isinstance(self.source, TFLiteRunner)
 
+    def key(self) -> str | None:
+        """What its outputs are known by: its weights or its file, and its range; None of a callable."""
+        if isinstance(self.source, keras.Model):
+            weights = (weight.tobytes() for weight in self.source.get_weights())
+            return content_key(self._scale, self._offset, *weights)
+        if isinstance(self.source, TFLiteRunner):
+            return content_key(self._scale, self._offset, self.source.content)
+        return None
+
     def find_out_outputs(self, inputs: Any) -> None:
         """Looks at the outputs for some inputs, to know whether they are probabilities.
 
         Raises:
+            InvalidArgumentError: If outputs of another teacher come along.
             ModelError: If an output is not finite.
         """
+        if isinstance(inputs, TaughtInputs):
+            raise InvalidArgumentError(
+                "x", "batches without stored outputs, or the `StoredOutputs` they come from as teacher", "TaughtInputs"
+            )
         outputs = keras.ops.convert_to_numpy(self._outputs(self._prepare(inputs)))
         if not np.isfinite(outputs).all():
             raise ModelError("The teacher must give finite outputs. Received: NaN or infinity on the first batch.")
@@ -129,7 +145,8 @@ class Teacher:
 
     def _run_file(self, inputs: Any) -> Any:
         outputs = tf.numpy_function(self.source.predict, [inputs], tf.float32, stateful=False)
-        outputs.set_shape((inputs.shape[0], self.num_classes))
+        between = [None] * (len(self.source.output_details["shape"]) - 2)
+        outputs.set_shape((inputs.shape[0], *between, self.num_classes))
         return outputs
 
 

@@ -1,0 +1,180 @@
+"""The cache of a teacher: what it says about every training sample, computed once and kept in files.
+
+A folder with `index.json` and, for each view, shards of some thousand samples: `.npy` files of float16 logits, or of
+the largest ones only. 50,000 samples of 10 logits in 4 views take 4 MB.
+
+Invariant: a shard appears whole or not at all, and is computed once: a build that was interrupted goes on with the
+first shard that is missing, and several workers may build side by side. Only the teacher, the data and the views that a
+folder was made for can read it. Left out: reading the shards while training (`stored_outputs.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from rich.progress import track
+
+from tfcompress import files
+from tfcompress.data import Dataset
+from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.techniques.distill.stored_outputs import StoredOutputs, largest
+from tfcompress.techniques.distill.teacher import Teacher
+
+# Samples whose bytes, as the first view shows them, stand for all in the key.
+SAMPLES_IN_KEY = 64
+# Samples in a file: of a teacher of 1 ms each, what an interruption costs is eight seconds.
+SHARD = 8192
+_LARGEST = float(np.finfo("float16").max)
+
+
+def cache_teacher(
+    teacher: Any,
+    data: Dataset,
+    folder: str | Path,
+    *,
+    top_k: int | None = None,
+    batch_size: int = 256,
+    progress: bool = False,
+) -> StoredOutputs:
+    """Computes a teacher's logits for all training samples, view by view, or reads those that are there.
+
+    Args:
+        teacher: A Keras model, a model file, a callable, or a `Teacher`.
+        data: The data, not augmented or with a number of views.
+        folder: Where the cache is, or comes to be. One folder holds the cache of one teacher on one set of data.
+        top_k: Keep the largest logits of each sample only; what they leave of the probability is spread evenly over the
+            other classes. Pays with hundreds of classes: each takes 4 bytes, where every logit takes 2 without.
+        batch_size: Samples that the teacher gets at a time.
+        progress: Whether to show a bar with the time left.
+
+    Returns:
+        A teacher for `Distiller`, whose `train_batches` brings the logits along.
+
+    Raises:
+        InvalidArgumentError: If an argument is out of its range, the data makes new pictures in each epoch, or the
+            folder holds the cache of another teacher, other data or other views.
+        ModelError: If the teacher gives NaN or infinity.
+
+    Example:
+        >>> import tempfile
+        >>> from tfcompress.data import load_dataset
+        >>> data = load_dataset("digits")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     stored = cache_teacher(lambda x: tf.reduce_sum(x, 1)[..., 0], data, folder)
+        ...     stored.size == data.sizes["train"], stored.views, stored.num_classes
+        (True, 1, 8)
+
+    Reference:
+        Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2021,
+        https://arxiv.org/abs/2106.05237
+    """
+    teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    if data.views is None:
+        raise InvalidArgumentError(
+            "Augmentation.views", "a number of views where a teacher's outputs are stored", data.views
+        )
+    folder = Path(folder)
+    size = data.sizes["train"]
+    probe = next(iter(data.view(0, min(batch_size, SAMPLES_IN_KEY))))
+    teacher.find_out_outputs(probe)
+    first = np.asarray(teacher.logits(probe))
+    if top_k is not None and not 1 <= top_k < first.shape[-1]:
+        raise InvalidArgumentError(
+            "top_k", f"None or a number from 1 to {first.shape[-1] - 1}, below the classes", top_k
+        )
+    if top_k is not None and first.ndim != 2:
+        raise InvalidArgumentError("top_k", "None for outputs of more than two axes", top_k)
+    about = {
+        "teacher": teacher.key(),
+        "data": files.content_key(data.name, size, list(data.input_range), np.asarray(probe).tobytes()),
+        "views": data.views,
+        "samples": size,
+        "shape": list(first.shape[1:]),
+        "top_k": top_k,
+        "shard": SHARD,
+    }
+    _claim(folder, about, first)
+    count = math.ceil(size / SHARD)
+    paths = [[folder / f"view-{view:03}" / f"{shard:05}.npy" for shard in range(count)] for view in range(data.views)]
+    missing = [(view, shard) for view in range(data.views) for shard in range(count) if not paths[view][shard].exists()]
+    computed = (
+        (view, shard, logits)
+        for view in range(data.views)
+        for run in _runs([shard for at, shard in missing if at == view])
+        for shard, logits in _computed(teacher, data, view, run, batch_size)
+    )
+    for view, shard, logits in track(computed, "teacher", total=len(missing), disable=not (progress and missing)):
+        stored = logits.astype("float16") if top_k is None else largest(logits, top_k)
+        with files.atomic_path(paths[view][shard]) as temporary, open(temporary, "wb") as file:
+            np.save(file, stored, allow_pickle=False)
+    shards = [[np.load(path, mmap_mode="r", allow_pickle=False) for path in row] for row in paths]
+    return StoredOutputs.of_shards(shards, first.shape[1:])
+
+
+def _claim(folder: Path, about: dict[str, Any], first: np.ndarray) -> None:
+    """Writes the index, or checks that the one that is there is of the same."""
+    index = folder / "index.json"
+    if not index.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise InvalidArgumentError("folder", "a new or empty folder, or one that holds a cache", str(folder))
+        files.write_json(index, {**about, "first": first[:4].astype("float64").tolist()})
+        return
+    found = json.loads(index.read_text())
+    others = [name for name in about if found.get(name) != about[name]]
+    # A function has no key, and equal weights may be of another structure.
+    if not others and not np.allclose(found["first"], first[:4], rtol=1e-3, atol=1e-3):
+        others = ["teacher"]
+    if others:
+        raise InvalidArgumentError(
+            "folder",
+            f"one that holds the cache of this teacher on this data, or a new one (what differs: {', '.join(others)})",
+            str(folder),
+        )
+
+
+def _computed(
+    teacher: Teacher, data: Dataset, view: int, run: Sequence[int], batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The logits of shards in a row, in one pass over their samples."""
+    forward = tf.function(teacher.logits, reduce_retracing=True)
+    waiting: list[np.ndarray] = []
+    shards = iter(run)
+    shard = next(shards)
+    for inputs in data.view(view, batch_size, first=shard * SHARD):
+        logits = np.asarray(forward(inputs))
+        if not (np.abs(logits) <= _LARGEST).all():
+            raise ModelError(
+                f"The teacher must give finite outputs, at most {_LARGEST:g} in float16. Received: "
+                f"{'NaN' if np.isnan(logits).any() else np.abs(logits).max()} in view {view}."
+            )
+        waiting.append(logits)
+        if sum(map(len, waiting)) >= SHARD:
+            joined = np.concatenate(waiting)
+            yield shard, joined[:SHARD]
+            if shard == run[-1]:
+                return
+            shard, waiting = next(shards), [joined[SHARD:]]
+    # The last one of all is smaller.
+    yield shard, np.concatenate(waiting)
+
+
+def _runs(numbers: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers in pieces without a gap.
+
+    Example:
+        >>> _runs([0, 1, 4, 5, 7])
+        [[0, 1], [4, 5], [7]]
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
