@@ -133,9 +133,41 @@ def two_outputs():
     )
 
 
+def attention_with_scores():
+    inputs = keras.Input((6, 5))
+    x = layers.Dense(8, name="embedded")(inputs)
+    x, scores = layers.MultiHeadAttention(4, 3, name="attention")(x, x, return_attention_scores=True)
+    return keras.Model(inputs, [layers.Dense(3, name="classes")(x), ops.mean(scores, axis=1)], name="with_scores")
+
+
+def reshaped_steps():
+    inputs = keras.Input((2, 4, 4, 3))
+    x = layers.TimeDistributed(layers.Conv2D(6, 3, padding="same"), name="conv")(inputs)
+    x = layers.TimeDistributed(layers.Reshape((16, 6)))(x)
+    return keras.Model(inputs, layers.Dense(3, name="classes")(x), name="reshaped_steps")
+
+
+def channels_before_positions():
+    inputs = keras.Input((4, 5, 3))
+    x = ops.transpose(layers.Conv2D(6, 3, padding="same", name="conv")(inputs), (0, -1, 1, 2))
+    x = layers.PReLU(shared_axes=(2, 3), name="by_channel")(x)
+    x = layers.PReLU(shared_axes=(1,), name="by_position")(x)
+    return classified(inputs, ops.transpose(x, (0, -2, -1, 1)), "channels_before_positions")
+
+
+def given_table():
+    inputs = keras.Input((5,), dtype="int32")
+    table = keras.initializers.Constant(np.ones((10, 8)))
+    x = layers.Embedding(10, 8, embeddings_initializer=table, name="embedding")(inputs)
+    kernel = keras.initializers.Constant(np.ones((8, 4)).tolist())
+    x = layers.TimeDistributed(layers.Dense(4, kernel_initializer=kernel), name="each")(x)
+    return keras.Model(inputs, layers.Dense(3, name="classes")(layers.GlobalAveragePooling1D()(x)), name="given_table")
+
+
 MODELS = [
     plain, residual, squeeze_and_excite, unet, grouped, flattened, operations, recurrent, transformer, shared, nested,
-    two_outputs, masked_attention, own_function,
+    two_outputs, masked_attention, own_function, attention_with_scores, reshaped_steps, channels_before_positions,
+    given_table,
 ]  # fmt: skip
 
 
@@ -200,6 +232,10 @@ def group_of(graph):
         (flattened, [(5, ("conv",))]),
         (transformer, [(4, ("attention",)), (6, ("attention",)), (5, ("attention",)), (16, ("wide",))]),
         (two_outputs, [(6, ("trunk",))]),
+        # The scores that it gives have an axis of heads.
+        (attention_with_scores, [(8, ("embedded",)), (8, ("attention",)), *[(3, ("attention",))] * 2]),
+        (reshaped_steps, [(6, ("conv",))]),
+        (channels_before_positions, [(6, ("conv",))]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -225,6 +261,43 @@ def own_layer(x):
     return Doubled()(x)
 
 
+def pooled_along_channels(x):
+    x = layers.MaxPooling1D(3, strides=1, padding="same")(layers.Reshape((6, 1))(x))
+    return layers.Flatten()(x)
+
+
+def in_steps(layer):
+    """A layer that takes two steps of four positions, with the channels last."""
+
+    def called(x):
+        x = layers.Reshape((2, 4, 6))(layers.RepeatVector(8)(x))
+        return layers.Flatten()(layers.TimeDistributed(layer)(x))
+
+    return called
+
+
+def channels_as_steps(x):
+    x = layers.Reshape((6, 4, 1))(layers.Permute((2, 1))(layers.RepeatVector(4)(x)))
+    return layers.Flatten()(layers.TimeDistributed(layers.Flatten())(x))
+
+
+def attention_of_two_axes(x):
+    x = layers.RepeatVector(3)(x)
+    return layers.Flatten()(layers.MultiHeadAttention(2, 4, output_shape=(4, 4), name="attention")(x, x))
+
+
+def read_by(change):
+    """A dense layer that is changed once it is built."""
+
+    def read(x):
+        dense = layers.Dense(5, name="reader")
+        x = dense(x)
+        change(dense)
+        return x
+
+    return read
+
+
 @pytest.mark.parametrize(
     "between, is_fixed",
     [
@@ -236,6 +309,17 @@ def own_layer(x):
         (lambda x: x[:, ::2], True),
         (lambda x: ops.cumsum(x, axis=-1), True),
         (lambda x: x * np.arange(6.0, dtype="float32"), True),
+        (pooled_along_channels, True),
+        (in_steps(layers.GlobalAveragePooling1D(data_format="channels_first")), True),
+        (in_steps(layers.Flatten(data_format="channels_first")), True),
+        (channels_as_steps, True),
+        (attention_of_two_axes, True),
+        (lambda x: ops.clip(x, np.linspace(-1.0, 0.0, 6, dtype="float32"), 1.0), True),
+        (lambda x: ops.leaky_relu(x, np.linspace(0.0, 1.0, 6, dtype="float32")), True),
+        (read_by(lambda dense: dense.enable_lora(1)), True),
+        (read_by(lambda dense: dense.quantize("int8")), True),
+        (lambda x: ops.clip(x, 0.0, 6.0), False),
+        (in_steps(layers.GlobalAveragePooling1D()), False),
         (layers.Dropout(0.5), False),
         (layers.Activation("gelu"), False),
         (gated_by_input, False),
@@ -247,6 +331,7 @@ def test_what_mixes_channels_fixes_them(between, is_fixed):
     graph = channel_graph(keras.Model(inputs, layers.Dense(2)(x)))
     makers = {name for index in range(len(graph.groups)) for name in graph.layers_of(index)}
     assert ("made" in makers) is not is_fixed
+    assert not makers & {"attention", "reader"}
 
 
 def test_outputs_are_fixed_and_description_names_weights():

@@ -242,6 +242,21 @@ def test_mixed_precision_is_exported_in_float32(path):
         np.testing.assert_allclose(TFLiteRunner(path).predict(blobs(8)[0]), model(blobs(8)[0]), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "layer, message",
+    [
+        (layers.LSTM(4, stateful=True, name="lstm"), "'lstm' of model .* is stateful.* with `stateful=False`"),
+        (layers.Dense(4, dtype="float16", name="half"), "'half' has float16 variables.*dtype policy 'float32'"),
+    ],
+    ids=["stateful", "float16"],
+)
+def test_layers_that_no_file_holds_are_refused_by_name(layer, message, path):
+    inputs = keras.Input(batch_shape=(1, 5, 3))
+    with pytest.raises(ModelError, match=message):
+        export_tflite(keras.Model(inputs, layers.Dense(2)(layer(inputs))), path, mode="float32")
+    assert_nothing_written(path)
+
+
 def test_a_dataset_calibrates_with_one_split_and_compares_with_another(path):
     result = export_tflite(sequential(), path, calibration=blob_dataset())
     assert (result.parity.samples, result.parity.inputs) == (64, "validation split")

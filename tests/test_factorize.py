@@ -476,6 +476,24 @@ def test_what_is_left_alone_says_why():
     assert [layer.name for layer in made.layers if layer.name.endswith("_u")] == ["wide_u"]
 
 
+def test_a_layer_with_lora_is_left_alone_and_an_initial_value_of_another_shape_goes():
+    inputs = keras.Input((16,))
+    table = keras.initializers.Constant(np.ones((16, 24)))
+    model = keras.Model(inputs, [layers.Dense(24, kernel_initializer=table, name=name)(inputs) for name in "ab"])
+    for layer in model.layers[1:]:
+        layer.kernel.assign(np.outer(np.arange(1, 17), np.arange(1, 25)) / 100)
+    model.get_layer("b").enable_lora(2)
+    plan = tfc.factorization_plan(model, error=0.01)
+    assert {row.layer: row.reason for row in plan.layers if row.reason} == {
+        "b": "its kernel has LoRA weights beside it; merge them first"
+    }
+    x = np.random.default_rng(0).normal(size=(4, 16)).astype("float32")
+    small = tfc.factorize(model, error=0.01)
+    assert small.get_layer("a_u").units == 1
+    for expected, actual in zip(model(x), small(x), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_rank_that_would_be_larger_is_told():
     model = dense_model(16, inputs=16)
     model.layers[0].kernel.assign(np.eye(16))  # All singular values are equal.

@@ -247,6 +247,15 @@ def test_the_sum_of_inception_resnet(first):
     assert len(residual_blocks(trace(residual(scaled)))) == first
 
 
+def test_a_layer_that_is_only_called_add_is_no_sum():
+    class Add(layers.Layer):
+        def call(self, one, other):
+            return one * other
+
+    assert residual_blocks(trace(residual(lambda x, inputs: Add()(x, layers.Dense(8, name="y")(x))))) == ()
+    assert len(residual_blocks(trace(residual(lambda x, inputs: x + layers.Dense(8, name="y")(x))))) == 1
+
+
 def test_a_sum_that_is_the_models_output_and_shared_layers_within_the_block():
     inputs = keras.Input((8,), name="features")
     x = layers.Dense(8, name="stem")(inputs)

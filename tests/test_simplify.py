@@ -12,6 +12,7 @@ import tfcompress as tfc
 from tfcompress.cli import run_command
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.graph import simplify as package
+from tfcompress.graph.outputs import gives_probabilities
 from tfcompress.graph.simplify import simplify, simplify_with_certificate
 
 CLOSE = 2e-5
@@ -533,6 +534,55 @@ def test_data_that_does_not_fit():
         simplify(model, data=[])
     with pytest.raises(InvalidArgumentError, match="`data` must be a Dataset, batches"):
         simplify(model, data=3)
+
+
+@pytest.mark.parametrize("value", [np.ones((6, 8)), np.ones((6, 8)).tolist()], ids=["array", "list"])
+def test_initial_values_that_are_arrays_hinder_nothing(value):
+    table = keras.initializers.Constant(value)
+    merged = chain((6,), layers.Dense(8, kernel_initializer=table, name="one"), layers.Dense(2, name="two"))
+    assert names(checked(merged)) == ["two"]
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.Embedding(6, 8, embeddings_initializer=table, name="table")(tokens)
+    model = randomized(keras.Model(tokens, layers.Dense(4, name="reader")(layers.GlobalAveragePooling1D()(x))))
+    kernel = model.get_layer("reader").kernel
+    kernel.assign(np.array(kernel) * (np.arange(8) != 3)[:, None])
+    simplified, words = simplify(model), np.arange(30).reshape(6, 5) % 6
+    assert simplified.get_layer("table").output_dim == 7
+    np.testing.assert_allclose(simplified(words), model(words), atol=1e-5)
+
+
+def stateful():
+    inputs = keras.Input(batch_shape=(3, 5, 4))
+    x = layers.BatchNormalization(name="norm")(layers.Dense(6, name="dense")(inputs))
+    x = layers.Bidirectional(layers.GRU(4, stateful=True, return_sequences=True), name="both")(x)
+    return randomized(keras.Model(inputs, layers.Dense(2, name="last")(layers.LSTM(4, stateful=True, name="lstm")(x))))
+
+
+def test_states_are_no_difference_and_stay():
+    model, x = stateful(), np.random.default_rng(0).normal(size=(7, 5, 4)).astype("float32")
+    model(x[:3])
+    states = [state for name in ("lstm", "both") for layer in model.get_layer(name)._flatten_layers()
+              for state in getattr(layer, "states", None) or []]  # fmt: skip
+    before = [np.array(state) for state in states]
+    assert len(states) >= 4 and all(np.abs(state).max() > 0 for state in before)
+    simplified, certificate = simplify_with_certificate(model, data=x)
+    assert certificate.data_difference < 1e-5 and certificate.random_difference < 1e-5
+    assert not gives_probabilities(model)
+    for state, value in zip(states, before, strict=True):
+        np.testing.assert_array_equal(state, value)
+    for state in states:
+        state.assign(np.zeros(state.shape))
+    assert names(simplified) == ["dense", "both", "lstm", "last"]
+    for batch in (x[:3], x[3:6]):  # Both carry the same on.
+        np.testing.assert_allclose(simplified(batch), model(batch), atol=1e-5)
+    with pytest.raises(DataError, match="not one batch of the size"):
+        simplify(model, data=x[:2])
+
+
+def test_weights_of_half_precision_are_refused_by_name():
+    steps = [layers.Dense(4, dtype="float16", name="half"), layers.BatchNormalization(dtype="float16")]
+    with pytest.raises(ModelError, match="'half' has float16 variables.*Rebuild the model with the dtype policy"):
+        simplify(chain((6,), *steps))
 
 
 def test_a_pass_that_changes_the_function_is_refused_by_name(monkeypatch):

@@ -21,6 +21,7 @@ from tfcompress.bridge.difference import as_array, difference
 from tfcompress.bridge.weights import paired_weights
 from tfcompress.errors import ModelError
 from tfcompress.graph.random_inputs import LARGE_OPEN_SIZE, OPEN_SIZE, TABLES, random_floats, random_inputs
+from tfcompress.graph.recurrent_states import states_of
 from tfcompress.graph.trace import Ref, Trace
 
 # Largest difference of a model's outputs, as a share of the largest output: float32 sums in another order.
@@ -213,7 +214,7 @@ def _put_back(layer: Any) -> Iterator[dict[int, np.ndarray]]:
     trainable = {id(variable) for variable in getattr(layer, "trainable_variables", ())}
     changing = [variable for variable in getattr(layer, "variables", ()) if id(variable) not in trainable]
     known = {id(variable) for variable in changing}
-    changing += [state for state in _states(layer) if state is not None and id(state) not in known]
+    changing += [state for state in states_of(layer) if id(state) not in known]
     before = {id(variable): as_array(variable) for variable in changing}
     try:
         yield before
@@ -222,15 +223,9 @@ def _put_back(layer: Any) -> Iterator[dict[int, np.ndarray]]:
             variable.assign(before[id(variable)])
 
 
-def _states(layer: Any) -> list[Any]:
-    """The states that a stateful recurrent layer keeps from batch to batch."""
-    return keras.tree.flatten(getattr(layer, "states", None)) if getattr(layer, "stateful", False) else []
-
-
 def _forget_states(layer: Any) -> None:
-    for state in _states(layer):
-        if state is not None:
-            state.assign(np.zeros(state.shape))
+    for state in states_of(layer):
+        state.assign(np.zeros(state.shape))
 
 
 def _well_conditioned(layer: Any, args: tuple) -> tuple:

@@ -19,6 +19,7 @@ import tensorflow as tf
 from tfcompress.errors import ModelError
 from tfcompress.export.zero_factors import zero_factors_as_zero_kernels
 from tfcompress.graph.precision import computing_in_float32
+from tfcompress.graph.recurrent_states import states_of
 
 SIGNATURE = "serving_default"
 _BATCH = 64
@@ -46,7 +47,7 @@ class Endpoint:
         model: A built Keras model.
 
     Raises:
-        ModelError: If the model has no graph, or an input of unknown size.
+        ModelError: If the model has no graph, an input of unknown size, or states that it carries between calls.
 
     Example:
         >>> model = keras.Sequential([keras.Input((4,), name="features"), keras.layers.Dense(2, name="scores")])
@@ -65,6 +66,13 @@ class Endpoint:
                 "`tfcompress.load(model)` trace it, or wrap it as `keras.Model(inputs, model(inputs))`. Received: "
                 f"{type(model).__name__} {model.name!r}."
             )
+        for layer in model._flatten_layers():
+            if states_of(layer):
+                raise ModelError(
+                    f"Layer {layer.name!r} of model {model.name!r} is stateful, where a file computes every sample by "
+                    "itself. Rebuild the model with `stateful=False` and set its weights; for a stream, give the "
+                    "states as inputs (`initial_state`) and take them as outputs (`return_state=True`)."
+                )
         self.model = model
         self.inputs = tuple(_input_spec(tensor, model) for tensor in keras.tree.flatten(inputs))
         self.output_names = _unique([tensor._keras_history.operation.name for tensor in keras.tree.flatten(outputs)])
@@ -141,12 +149,6 @@ def model_in_float32(model: keras.Model) -> Iterator[None]:
         ModelError: If variables are of another type, so that the computation would not be the model's own.
     """
     layers = [layer for layer in model._flatten_layers() if layer.dtype_policy.compute_dtype != "float32"]
-    for layer in layers:
-        if layer.dtype_policy.variable_dtype != "float32" and layer.variables:
-            raise ModelError(
-                f"Layer {layer.name!r} has {layer.dtype_policy.variable_dtype} variables, where an export needs "
-                "float32 ones. Rebuild the model with the dtype policy 'float32' and set its weights."
-            )
     with computing_in_float32(layers):
         yield
 

@@ -63,7 +63,8 @@ class Labelled:
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """One axis of one weight, the labels along it, and whether its layer makes those channels."""
+    """One axis of one weight, the labels along it, whether its layer makes those channels, and the name of its layer,
+    which is that of the outermost wrapper."""
 
     layer: str
     variable: Any
@@ -82,6 +83,7 @@ class LabelBook:
         self._parent: list[int] = [FIXED]
         self._places: dict[tuple[int, int], Place] = {}
         self._results: dict[int, Labels | None] = {}
+        self._wrappers: dict[int, Any] = {}
 
     def new(self, count: int) -> np.ndarray:
         """That many new labels."""
@@ -113,6 +115,15 @@ class LabelBook:
                 vector = np.unique(one.vector if isinstance(one, Labels) else one)
                 self.unite(vector, np.full(len(vector), FIXED))
 
+    def wrap(self, wrapper: Any, layer: Any) -> None:
+        """Says that a layer is within another, under whose name it is known in the model."""
+        self._wrappers[id(layer)] = wrapper
+
+    def _name(self, layer: Any) -> str:
+        while id(layer) in self._wrappers:
+            layer = self._wrappers[id(layer)]
+        return layer.name
+
     def own(self, layer: Any, variable: Any, axis: int, vector: np.ndarray | None, *, makes: bool = False) -> None:
         """Notes the labels along an axis of a weight; `None` where they are fixed.
 
@@ -124,7 +135,7 @@ class LabelBook:
         if known is not None:
             self.unite(known.vector, vector)
         else:
-            self._places[id(variable), axis] = Place(layer.name, variable, axis, makes, vector)
+            self._places[id(variable), axis] = Place(self._name(layer), variable, axis, makes, vector)
 
     def made(self, layer: Any, variable: Any, axis: int, repeats: int = 1) -> np.ndarray:
         """The labels that a layer makes along an axis of a weight: new ones, or those of its first use.

@@ -1,8 +1,7 @@
 """What each Keras layer does with the channels that it takes, and how it is configured with fewer.
 
-Invariant: a layer that is not in `RULES` fixes the channels that it takes and gives, unless it has no weights and is
-known to treat every channel by itself (`EACH_CHANNEL`). Left out: operations that are no layers
-(`channel_operations.py`).
+Invariant: a layer that is not in `RULES`, whose channels come first, or whose weights are no plain ones (LoRA, int8)
+fixes the channels that it takes and gives. Left out: operations that are no layers (`channel_operations.py`).
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
-from keras.src.applications.convnext import LayerScale, StochasticDepth
-from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
 
 from tfcompress.graph import channel_tensors as tensors
 from tfcompress.graph.channel_labels import LabelBook, Labelled, Labels
@@ -33,19 +30,15 @@ from tfcompress.graph.layer_kinds import (
     SEPARABLE,
     TRANSPOSED,
     UPSAMPLINGS,
+    has_plain_weights,
 )
 from tfcompress.graph.trace import Call, Ref
+from tfcompress.layers.keras_applications import CustomScaleLayer, LayerScale, StochasticDepth
 
-# Layers without weights that treat every channel by itself; maps keep their channel axis.
-EACH_CHANNEL = (
-    *IDLE_IN_INFERENCE,
-    *ELEMENTWISE,
-    *PADDINGS,
-    *CROPPINGS,
-    *UPSAMPLINGS,
-    *POOLINGS,
-    StochasticDepth,
-)
+# Layers without weights that treat every number by itself, ...
+EACH_NUMBER = (*IDLE_IN_INFERENCE, *ELEMENTWISE, StochasticDepth)
+# ... or every channel, which are the last axis of their maps; along the others they mix or move numbers.
+EACH_CHANNEL = (*PADDINGS, *CROPPINGS, *UPSAMPLINGS, *POOLINGS)
 _Result = Sequence[Labels | None]
 
 
@@ -65,7 +58,7 @@ def connect_layer(
     """
     layer = call.operation
     rule = rule_for(layer)
-    if rule is None or getattr(layer, "data_format", "channels_last") != "channels_last":
+    if rule is None:
         book.fix(*(one.labels for one in inputs.values()))
         return [None] * len(outputs)
     given = _in_order(call, rule.arguments)
@@ -74,7 +67,9 @@ def connect_layer(
 
 
 def rule_for(layer: Any) -> LayerRule | None:
-    """The rule of a layer, None for one that is not known. Subclasses may compute anything, so they have none."""
+    """The rule of a layer, None for one that is not known, as a subclass, which may compute anything."""
+    if getattr(layer, "data_format", "channels_last") != "channels_last" or not has_plain_weights(layer):
+        return None
     return RULES.get(type(layer))
 
 
@@ -97,14 +92,8 @@ def _own_bias(book: LabelBook, layer: Any, vector: np.ndarray | None) -> None:
         book.own(layer, layer.bias, -1, vector)
 
 
-def _each_channel(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
-    (given,) = inputs
-    labels = given.labels
-    if labels is not None and labels.axis != -1 and given.shape != outputs[0]:
-        # Pooling or padding along an axis with labels.
-        book.fix(labels)
-        return [None]
-    return [labels]
+def _unchanged(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
+    return [inputs[0].labels]
 
 
 def _activation(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
@@ -227,9 +216,12 @@ def _batch_normalized(book: LabelBook, layer: Any, inputs: Sequence[Labelled], o
 
 
 def _parametric_relu(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
-    if layer.alpha.shape[-1] == 1:
-        return _each_channel(book, layer, inputs, outputs)
-    return _for_each_channel("alpha")(book, layer, inputs, outputs)
+    labels = inputs[0].labels
+    for axis, size in enumerate(layer.alpha.shape, -len(layer.alpha.shape)):
+        # A slope that is shared along an axis belongs to none of its channels.
+        if size != 1:
+            book.own(layer, layer.alpha, axis, labels.vector if labels is not None and labels.axis == axis else None)
+    return [labels]
 
 
 def _merged(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
@@ -249,28 +241,21 @@ def _permuted(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: 
     return [tensors.transpose(inputs[0], (0, *layer.dims))]
 
 
-def _repeated(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
-    return [inputs[0].labels]
-
-
 def _for_each_step(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> _Result:
     """The wrapped layer, which sees no axis of time."""
     rule = rule_for(layer.layer)
-    if rule is None:
+    if rule is None or any(one.labels is not None and one.labels.axis == 1 - len(one.shape) for one in inputs):
         book.fix(*(one.labels for one in inputs))
         return [None] * len(outputs)
+    book.wrap(layer, layer.layer)
     given = [Labelled(one.labels, (one.shape[0], *one.shape[2:])) for one in inputs]
     return rule.connect(book, layer.layer, given, [(shape[0], *shape[2:]) for shape in outputs])
 
 
-def _for_each_step_config(layer: Any, count: Count) -> Mapping[str, Any]:
-    rule = rule_for(layer.layer)
+def each_step_config(layer: Any, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of a `TimeDistributed` whose wrapped layer is configured otherwise."""
     wrapped = layer.get_config()["layer"]
-    return (
-        {}
-        if rule is None
-        else {"layer": {**wrapped, "config": wrapped["config"] | dict(rule.config(layer.layer, count))}}
-    )
+    return {"layer": {**wrapped, "config": wrapped["config"] | dict(changes)}}
 
 
 _CONV = LayerRule(_convolved, _convolved_config)
@@ -281,7 +266,8 @@ _MERGED = LayerRule(_merged)
 
 RULES: dict[type, LayerRule] = {
     **SEQUENCE_RULES,
-    **dict.fromkeys(EACH_CHANNEL, LayerRule(_each_channel)),
+    **dict.fromkeys(EACH_NUMBER, LayerRule(_unchanged)),
+    **dict.fromkeys(EACH_CHANNEL, LayerRule(_for_each_channel())),
     **dict.fromkeys(GLOBAL_POOLINGS, LayerRule(_pooled_globally)),
     **dict.fromkeys(CONVOLUTIONS, _CONV),
     **dict.fromkeys(TRANSPOSED, _TRANSPOSED),
@@ -297,9 +283,9 @@ RULES: dict[type, LayerRule] = {
     layers.Flatten: LayerRule(_reshaped),
     layers.PReLU: LayerRule(_parametric_relu),
     layers.Permute: LayerRule(_permuted),
-    layers.RepeatVector: LayerRule(_repeated),
+    layers.RepeatVector: LayerRule(_unchanged),
     layers.Rescaling: LayerRule(_rescaled),
-    layers.TimeDistributed: LayerRule(_for_each_step, _for_each_step_config),
+    layers.TimeDistributed: LayerRule(_for_each_step),
     layers.Reshape: LayerRule(_reshaped),
     LayerScale: LayerRule(_for_each_channel("gamma"), lambda layer, count: {"projection_dim": count(layer.gamma, 0)}),
 }

@@ -107,7 +107,7 @@ def connect_operation(
             return [tensors.reduce(book, given[0], _axes(operation.axis), bool(operation.keepdims))]
         if kind == "Concatenate":
             return [tensors.concatenate(book, given, operation.axis)]
-        if kind == "Transpose" and operation.axes is not None and operation.axes[0] == 0:
+        if kind == "Transpose" and operation.axes is not None and operation.axes[0] % len(given[0].shape) == 0:
             return [tensors.transpose(given[0], operation.axes)]
         if kind == "GetItem":
             return [_got(book, given[0], _key(call))]
@@ -149,9 +149,10 @@ def shorter_shape(shape: Sequence[int], made: Kept) -> tuple[int, ...]:
 
 
 def _has_array(call: Call) -> bool:
-    """Whether an argument is an array of constants, which has channels of its own."""
+    """Whether an argument of a call, or of its operation, is an array of constants, which has channels of its own."""
     leaves = keras.tree.flatten((call.args, dict(call.kwargs)))
-    return any(np.ndim(leaf) for leaf in leaves if not isinstance(leaf, Ref))
+    settings = [value for name, value in vars(call.operation).items() if not name.startswith("_")]
+    return any(np.ndim(one) for one in (*leaves, *settings) if not isinstance(one, Ref))
 
 
 def _has_batch(given: Labelled, output: tuple) -> bool:

@@ -1,6 +1,6 @@
 """What recurrent and attention layers do with channels: units of a recurrent layer, heads and sizes of attention.
 
-Invariant: a layer of less than all of its kind's options (gates of attention, activations over several numbers) fixes
+Invariant: a layer with an option that is not known here (gates of attention, activations over several numbers) fixes
 its channels. Left out: masks, which have no channels.
 """
 
@@ -52,6 +52,8 @@ def bidirectional(
     if len(inputs) > 1 or any(type(one) not in _GATES for one in directions):
         book.fix(*(one.labels for one in inputs))
         return [None] * len(outputs)
+    for one in directions:
+        book.wrap(layer, one)
     source = inputs[0].on_last_axis(book)
     forward, backward = (_cell(book, one, source) for one in directions)
     if len(forward) != len(backward):
@@ -83,13 +85,16 @@ def units_of(gates: int) -> Callable[[Any, Count], Mapping[str, Any]]:
 def attention(book: LabelBook, layer: Any, inputs: Sequence[Labelled], outputs: Sequence[tuple]) -> list[Labels | None]:
     """MultiHeadAttention: whole heads, or the same indices of the keys, or of the values, of all heads."""
     sources = [one.on_last_axis(book) for one in inputs]
-    if getattr(layer, "_use_gate", False):
+    # A kernel of more axes makes results of several, as `output_shape=(4, 4)` asks for.
+    if getattr(layer, "_use_gate", False) or len(layer.output_dense.kernel.shape) != 3:
         book.fix(*(vector for vector in sources if vector is not None))
         return [None] * len(outputs)
     query, value = sources[0], sources[1]
     key = sources[2] if len(sources) > 2 else value
     parts = (layer.query_dense, layer.key_dense, layer.value_dense)
     heads = book.made(layer, parts[0].kernel, 1)
+    if len(outputs) > 1:
+        book.fix(heads)  # The scores that are given too have an axis of them.
     keys, values = book.made(layer, parts[0].kernel, 2), book.made(layer, parts[2].kernel, 2)
     for part, source, sizes in zip(parts, (query, key, value), (keys, keys, values), strict=True):
         book.own(layer, part.kernel, 0, source)

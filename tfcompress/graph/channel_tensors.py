@@ -97,7 +97,8 @@ def transpose(given: Labelled, axes: Sequence[int]) -> Labels | None:
     """Axes in another order, that of the batch first."""
     if given.labels is None:
         return None
-    return Labels(list(axes).index(given.labels.axis + len(axes)) - len(axes), given.labels.vector)
+    rank = len(axes)
+    return Labels([axis % rank for axis in axes].index(given.labels.axis + rank) - rank, given.labels.vector)
 
 
 def reduce(book: LabelBook, given: Labelled, axes: Sequence[int] | None, keepdims: bool) -> Labels | None:

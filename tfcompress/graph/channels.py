@@ -37,7 +37,7 @@ class Member:
     """One axis of one weight whose indices belong to units.
 
     Args:
-        layer: Name of the layer.
+        layer: Name of the layer in the model, for a wrapped one that of the wrapper.
         variable: The weight.
         axis: The axis, counted from the start.
         units: The unit of each index along it, -1 where it has none.

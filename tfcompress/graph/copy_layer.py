@@ -6,10 +6,11 @@ learned from data is copied too. Left out: copies with other weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 from tfcompress.graph.trace import Call
 
@@ -30,6 +31,32 @@ def copy_layer(layer: Any, /, **changes: Any) -> Any:
         given = {"name": layer.name, "dtype": layer.dtype_policy, **changes}
         return keras.layers.Lambda(layer.function, mask=layer.mask, arguments=layer.arguments, **given)
     return type(layer).from_config({**layer.get_config(), **adapted_state(layer), **changes})
+
+
+def copy_of_other_size(layer: Any, /, **changes: Any) -> Any:
+    """Like `copy_layer`, for a copy whose weights may have other shapes, and whose values are set once it is built.
+
+    Args:
+        layer: A layer.
+        **changes: What its configuration says otherwise.
+
+    Example:
+        >>> table = keras.initializers.Constant(np.ones((5, 8)))
+        >>> copy = copy_of_other_size(keras.layers.Embedding(5, 8, embeddings_initializer=table), output_dim=3)
+        >>> copy(np.zeros((1, 2))).shape
+        TensorShape([1, 2, 3])
+    """
+    return copy_layer(layer, **_without_shapes({**layer.get_config(), **changes}))
+
+
+def _without_shapes(config: Any) -> Any:
+    """A configuration without the shapes that wrapped layers were built for, and initial values that have a shape."""
+    if not isinstance(config, Mapping):
+        return config
+    is_constant = (config.get("module"), config.get("class_name")) == ("keras.initializers", "Constant")
+    if is_constant and not np.isscalar(config["config"]["value"]):
+        return keras.initializers.serialize(keras.initializers.Zeros())
+    return {key: _without_shapes(value) for key, value in config.items() if key != "build_config"}
 
 
 def copy_weights(layer: Any, copy: Any) -> None:

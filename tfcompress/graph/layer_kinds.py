@@ -1,10 +1,13 @@
 """Kinds of Keras layers, by what they compute.
 
 Invariant: what is said of a kind holds for each of its layers, however it is configured, but not for subclasses, which
-may compute anything. Left out: which layers a runtime has an integer operation for, and those of Keras's applications.
+may compute anything. Left out: which layers a runtime has an integer operation for, and those of Keras's applications
+(`layers/keras_applications.py`).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from keras import layers
 
@@ -67,3 +70,19 @@ DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 # Each position that comes in is spread by the kernel, whose last axis is the channels that it reads.
 TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+
+
+def has_plain_weights(layer: Any) -> bool:
+    """Whether a layer, and all within it, computes with its weights as they are: no LoRA beside them, none in int8.
+
+    Example:
+        >>> dense = layers.Dense(2)
+        >>> dense.build((None, 3))
+        >>> dense.enable_lora(1)
+        >>> has_plain_weights(dense)
+        False
+    """
+    return not any(
+        getattr(one, "lora_enabled", False) or getattr(one, "quantization_mode", None) is not None
+        for one in layer._flatten_layers()
+    )

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
-from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
+from keras import layers
 
 from tfcompress.graph.shapes import tensors_of
 from tfcompress.graph.simplify.rewriting import Wiring, rewritten
 from tfcompress.graph.trace import Ref, Trace
+from tfcompress.layers.keras_applications import CustomScaleLayer
 
-# Both the layer and the operation of `a + b` are called Add.
-_SUMS = ("Add", CustomScaleLayer.__name__)
+_SUMS = (layers.Add, CustomScaleLayer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def residual_blocks(traced: Trace) -> tuple[ResidualBlock, ...]:
     wiring, tensors = Wiring(traced), tensors_of(traced)
     found = []
     for index, call in enumerate(traced.calls):
-        if type(call.operation).__name__ not in _SUMS or len(call.sources) != 2:
+        if not _is_sum(call.operation) or len(call.sources) != 2:
             continue
         total = tensors[Ref(index)]
         # The second operand of InceptionResNetV2's sum is scaled.
@@ -73,6 +74,12 @@ def residual_blocks(traced: Trace) -> tuple[ResidualBlock, ...]:
 def without(traced: Trace, blocks: Iterable[ResidualBlock]) -> Trace:
     """A graph in which shortcuts take the place of the sums of some blocks."""
     return rewritten(traced, aliases={block.total: block.shortcut for block in blocks})
+
+
+def _is_sum(operation: Any) -> bool:
+    """Whether it is a layer that adds, or the operation of `a + b`, whose class Keras does not export."""
+    kind = type(operation)
+    return kind in _SUMS or (kind.__name__ == "Add" and kind.__module__.startswith("keras."))
 
 
 def _between(traced: Trace, shortcut: Ref, made: Ref) -> tuple[int, ...] | None:

@@ -14,10 +14,10 @@ import numpy as np
 
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.channel_labels import Kept
-from tfcompress.graph.channel_layers import rule_for
+from tfcompress.graph.channel_layers import each_step_config, rule_for
 from tfcompress.graph.channel_operations import call_with_fewer, shorter_shape
 from tfcompress.graph.channels import ChannelGraph
-from tfcompress.graph.copy_layer import copy_layer
+from tfcompress.graph.copy_layer import copy_layer, copy_of_other_size
 from tfcompress.graph.trace import Call, Ref, replay
 
 
@@ -113,7 +113,7 @@ class _Shrinking:
         if rule_for(layer) is None:
             # What it takes has the size that it had.
             return copy_layer(layer)
-        return copy_layer(layer, **_unbuilt({**layer.get_config(), **self._changes(layer, made)}))
+        return copy_of_other_size(layer, **self._changes(layer, made))
 
     def _left(self, ref: Ref) -> Kept | None:
         labels = self._graph.results.get(ref)
@@ -122,6 +122,8 @@ class _Shrinking:
     def _changes(self, layer: Any, made: Kept | None) -> Mapping[str, Any]:
         if type(layer) is keras.layers.Reshape and made is not None:
             return {"target_shape": shorter_shape(layer.target_shape, made)}
+        if type(layer) is keras.layers.TimeDistributed:
+            return each_step_config(layer, self._changes(layer.layer, made))
         rule = rule_for(layer)
         if rule is None or not any(id(variable) in self._keep for variable in layer.variables):
             return {}
@@ -142,10 +144,3 @@ class _Shrinking:
         new.set_weights(values if rule is None else rule.weights(old, new, values))
         if isinstance(new, keras.layers.Normalization):
             new.finalize_state()  # It computes with constants that it makes of its weights.
-
-
-def _unbuilt(config: Any) -> Any:
-    """A configuration without the shapes that wrapped layers were built for."""
-    if isinstance(config, Mapping):
-        return {key: _unbuilt(value) for key, value in config.items() if key != "build_config"}
-    return config

@@ -12,12 +12,9 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-# Neither is exported by Keras, and models of `keras.applications` hold them.
-from keras.src.applications.convnext import LayerScale
-from keras.src.applications.inception_resnet_v2 import CustomScaleLayer
-
 from tfcompress.layers.affine import channel_affine
 from tfcompress.layers.fused_batch_normalization import FusedBatchNormalization
+from tfcompress.layers.keras_applications import CustomScaleLayer, LayerScale
 from tfcompress.layers.rounding import InnerRanges
 
 

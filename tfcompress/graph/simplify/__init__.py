@@ -53,8 +53,8 @@ def simplify(model: keras.Model, *, data: Any = None) -> keras.Model:
             `x` or `(x, y)`, or arrays `(samples, ...)`. Up to 256 samples are used.
 
     Returns:
-        A new functional model of plain Keras layers. One with fake quantization comes back as a copy: its
-        normalization is folded by the converter, after rounding.
+        A new functional model of plain Keras layers, stateful ones without the states that they carried. One with fake
+        quantization comes back as a copy: its normalization is folded by the converter, after rounding.
 
     Raises:
         ModelError: If the model has no graph, or the outputs differ by more than 1e-4 of the largest.

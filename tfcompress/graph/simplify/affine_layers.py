@@ -12,10 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
-from keras.src.applications.convnext import LayerScale
 
-from tfcompress.graph.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
+from tfcompress.graph.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED, has_plain_weights
 from tfcompress.graph.simplify.rewriting import with_weights
+from tfcompress.layers.keras_applications import LayerScale
 
 _KERNELS: dict[type, tuple[str, ...]] = {
     **dict.fromkeys((*CONVOLUTIONS, *DEPTHWISE, *TRANSPOSED, layers.Dense), ("kernel",)),
@@ -25,9 +25,7 @@ _KERNELS: dict[type, tuple[str, ...]] = {
 
 def is_affine(operation: Any) -> bool:
     """Whether an operation is a layer of this module: a convolution of any kind, or a dense layer."""
-    if type(operation) not in _KERNELS or getattr(operation, "lora_enabled", False):
-        return False
-    return getattr(operation, "quantization_mode", None) is None
+    return type(operation) in _KERNELS and has_plain_weights(operation)
 
 
 def is_linear(layer: Any) -> bool:

@@ -1,7 +1,8 @@
 """What was done to a model, and how closely the result agrees with it: on random inputs, and on the user's.
 
 Invariant: both models compute in float32, whatever their layers' precision, so that a difference is that of the
-rewriting; differences are relative to the largest output. Left out: training, in which a simplified model differs.
+rewriting, and keep the states that they had; differences are relative to the largest output. Left out: training, in
+which a simplified model differs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tfcompress.data import Dataset
 from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.graph.precision import computing_in_float32
 from tfcompress.graph.random_inputs import LARGE_OPEN_SIZE, OPEN_SIZE, random_inputs
+from tfcompress.graph.recurrent_states import without_states
 from tfcompress.graph.simplify.rewriting import Step
 from tfcompress.graph.trace import trace
 
@@ -114,17 +116,22 @@ def data_difference(model: keras.Model, other: keras.Model, data: Any) -> float:
 
 
 def _difference(model: keras.Model, other: keras.Model, batches: Iterable[Any]) -> tuple[float, bool]:
-    """The largest difference, and whether all outputs were finite; what is not must be so in both."""
+    """The largest difference, and whether all outputs were finite; what is not must be so in both.
+
+    Each batch meets models without states, since they are compared, not run on.
+    """
     found, largest, is_finite = [], [], True
     for inputs in batches:
-        # Lists of outputs stand for any structure of them.
-        one, two = ([_array(y) for y in keras.tree.flatten(each(inputs, training=False))] for each in (model, other))
+        with without_states(model, other):
+            # Lists of outputs stand for any structure of them.
+            both = [keras.tree.flatten(each(inputs, training=False)) for each in (model, other)]
+        one, two = ([_array(output) for output in outputs] for outputs in both)
         found.append([_largest(x - y) if (np.isfinite(x) == np.isfinite(y)).all() else np.inf
                       for x, y in zip(one, two, strict=True)])  # fmt: skip
         largest.append([_largest(x) for x in one])
         is_finite = is_finite and all(np.isfinite(x).all() for x in one)
     if not found:
-        raise DataError("`data` holds no sample. Give at least one batch.")
+        raise DataError("`data` holds no sample, or not one batch of the size that the model says. Give more.")
     differences, scales = np.max(found, axis=0), np.max(largest, axis=0)
     return float(np.max(differences / np.where(scales == 0, 1.0, scales), initial=0.0)), is_finite
 
@@ -164,7 +171,15 @@ def _batches(model: keras.Model, data: Any) -> Iterator[Any]:
                 shape = ", ".join(["batch", *map(str, wanted)])
                 raise DataError(f"`data` for input {tensor.name!r} must have the shape ({shape}). "
                                 f"Received: {tuple(array.shape)}.")  # fmt: skip
-        yield keras.tree.pack_sequence_as(structure, flat)
+        for piece in _of_one_batch(flat, keras.tree.flatten(structure)[0].shape[0]):
+            yield keras.tree.pack_sequence_as(structure, piece)
+
+
+def _of_one_batch(flat: list[np.ndarray], size: int | None) -> Iterator[list[np.ndarray]]:
+    """Samples in batches of the size that a model says, as one with states does; what is left over is left out."""
+    size = size or max(1, len(flat[0]))
+    for start in range(0, len(flat[0]) - size + 1, size):
+        yield [array[start : start + size] for array in flat]
 
 
 def _is_arrays(structure: Any, data: Any) -> bool:

@@ -16,7 +16,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras import layers
-from keras.src.applications.convnext import LayerScale
 
 from tfcompress.graph.channels import ChannelGraph, channel_graph
 from tfcompress.graph.layer_kinds import CONVOLUTIONS, DEPTHWISE, SEPARABLE, TRANSPOSED
@@ -33,6 +32,7 @@ from tfcompress.graph.simplify.affine_layers import (
 from tfcompress.graph.simplify.constant_channels import Values, constant_channels
 from tfcompress.graph.simplify.rewriting import Step, Wiring, as_model, rewritten, runs_in_training_mode
 from tfcompress.graph.trace import Call, Ref, Trace, trace
+from tfcompress.layers.keras_applications import LayerScale
 
 # The kernel that reads channels, the axis along which it does, and that of the channels it makes of them.
 _READING: dict[type, tuple[str, int, int]] = {

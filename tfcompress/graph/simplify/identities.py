@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 from keras import layers
-from keras.src.applications.convnext import StochasticDepth
 
 from tfcompress.graph.layer_kinds import (
     AUGMENTATIONS,
@@ -24,6 +23,7 @@ from tfcompress.graph.layer_kinds import (
 from tfcompress.graph.shapes import tensors_of
 from tfcompress.graph.simplify.rewriting import Step, Wiring, rewritten, runs_in_training_mode
 from tfcompress.graph.trace import Ref, Trace
+from tfcompress.layers.keras_applications import StochasticDepth
 
 
 def drop_identities(traced: Trace) -> tuple[Trace, list[Step]]:

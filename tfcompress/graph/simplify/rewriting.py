@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.graph.copy_layer import LayerCopies, copy_layer
+from tfcompress.graph.copy_layer import LayerCopies, copy_of_other_size
 from tfcompress.graph.trace import Call, Ref, Trace, replay
 
 
@@ -123,7 +123,7 @@ def with_weights(layer: Any, weights: Mapping[str, np.ndarray], like: Any = None
         like: The layer whose input it takes; by default `layer`.
         **changes: What its configuration says otherwise.
     """
-    new = copy_layer(layer, **{"use_bias": "bias" in weights, **changes})
+    new = copy_of_other_size(layer, **{"use_bias": "bias" in weights, **changes})
     new.build((like or layer).get_build_config()["input_shape"])
     for name, value in weights.items():
         getattr(new, name).assign(value)

@@ -145,6 +145,8 @@ def _reason_against(layer: Any, selection: Selection) -> str:
         return "not included"
     if getattr(layer, "quantization_mode", None) is not None:
         return f"its weights are quantized ({layer.quantization_mode})"
+    if getattr(layer, "lora_enabled", False):
+        return "its kernel has LoRA weights beside it; merge them first"
     constraint = getattr(layer, "kernel_constraint", None)
     if constraint is not None:
         return f"its kernel has a constraint, {type(constraint).__name__}, that a product would not keep"

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import keras
 import numpy as np
 
-from tfcompress.graph.copy_layer import copy_layer
+from tfcompress.graph.copy_layer import copy_of_other_size
 
 Shape = Sequence[int | None]
 
@@ -93,11 +93,11 @@ class Factorization(abc.ABC):
         plain = {"use_bias": False, "activation": "linear", "activity_regularizer": None}
         # A bias of their own would have been a part of the sum that the last layer's bias is added to.
         no_bias = {"bias_regularizer": None, "bias_constraint": None}
-        return copy_layer(self.layer, name=name, **{**plain, **no_bias, **changes})
+        return copy_of_other_size(self.layer, name=name, **{**plain, **no_bias, **changes})
 
     def last(self, **changes: Any) -> Any:
         """The last layer of the chain: the factorized one with a kernel of another shape."""
-        return copy_layer(self.layer, **changes)
+        return copy_of_other_size(self.layer, **changes)
 
     def spatial(self, shape: Shape) -> Shape:
         """The sizes of a feature map without batch and channels."""

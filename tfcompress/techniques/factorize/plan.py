@@ -59,11 +59,6 @@ class Selection:
             raise InvalidArgumentError(f"factorize.{name}", "a number between 0 and 1, both excluded", value)
         if self.method not in METHODS:
             raise InvalidArgumentError("factorize.method", f"one of {METHODS}", self.method)
-        for name in ("include", "exclude"):
-            if isinstance(getattr(self, name), str):
-                raise InvalidArgumentError(
-                    f"factorize.{name}", "a list of patterns of layer names", getattr(self, name)
-                )
 
     @property
     def methods(self) -> tuple[str, ...]:
