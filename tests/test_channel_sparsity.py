@@ -180,13 +180,18 @@ def test_the_strength_can_be_assigned_while_the_model_trains():
     assert sparsity.strength == pytest.approx(0.02)
 
 
-def test_epochs_count_as_the_best_one_once_the_strength_has_risen():
+@pytest.mark.parametrize("accumulated, updates", [(None, [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]), (2, [0.375, 0.875, 1, 1])])
+def test_epochs_count_as_the_best_one_once_the_strength_has_risen(accumulated, updates):
+    """Also where the optimizer takes the mean gradient of several steps, and calls them one iteration."""
     model = chain()
-    model.compile(keras.optimizers.SGD(RATE), no_loss)
-    sparsity, settled = ChannelSparsity(model, strength=0.01, rise=0.5), []
+    before = weights_of(model)
+    model.compile(keras.optimizers.SGD(RATE, gradient_accumulation_steps=accumulated), no_loss)
+    sparsity, settled = ChannelSparsity(model, "batch_norm_l1", strength=0.01, rise=0.5), []
     note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: settled.append(sparsity.settled))
     model.fit(np.zeros((8, 3)), np.zeros((8, 2)), batch_size=4, epochs=4, verbose=0, callbacks=[sparsity, note])
-    assert settled == [False, True, True, True]
+    assert all(isinstance(one, bool) for one in settled) and settled == [False, True, True, True]
+    moved = np.abs(before["norm/gamma"]) - np.abs(weights_of(model)["norm/gamma"])
+    np.testing.assert_allclose(moved, RATE * 0.01 * sum(updates), rtol=1e-4)
 
 
 def test_a_fit_without_it_has_no_penalty():
@@ -342,6 +347,8 @@ def test_a_model_without_batch_norm_has_no_factors():
         ChannelSparsity(tiny_mlp(), "batch_norm_l1", strength=0.1)
     with pytest.raises(ModelError, match="no channel with BatchNormalization factors"):
         ChannelSparsity(chain(), "batch_norm_l1", strength=0.1, exclude=["a"])
+    with pytest.raises(ModelError, match="no channel with BatchNormalization factors"):
+        ChannelSparsity(chain(), "batch_norm_l1", strength=0.1, exclude=["norm"])
 
 
 def test_a_frozen_model_has_no_weights():

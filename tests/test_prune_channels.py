@@ -73,6 +73,10 @@ def test_groups_without_batch_norm_are_kept_whole():
     inputs = keras.Input((4,))
     one = evidence(keras.Model(inputs, layers.Dense(2)(layers.Dense(3, name="x")(inputs))))
     assert np.isinf(CRITERIA["batch_norm_scale"](one)).all()
+    with pytest.raises(ModelError, match="'batch_norm_scale' removes nothing.*no group .* has BatchNormalization fact"):
+        prune_channels(one.model, macs=0.5, criterion="batch_norm_scale")
+    with pytest.raises(ModelError, match="removes nothing.*every score is infinite"):
+        prune_channels(one.model, macs=0.5, criterion=lambda evidence: np.full(3, np.inf))
 
 
 def test_geometric_median():
@@ -178,6 +182,40 @@ def test_least_important_channels_go():
     assert small.get_layer("b").filters == 6
 
 
+def wrapped():
+    """Channels of `expand` that others carry; those of wrapped layers; those of a sum."""
+    inputs = keras.Input((6, 8))
+    x = layers.TimeDistributed(layers.Dense(16), name="each_step")(inputs)
+    x = layers.Bidirectional(layers.LSTM(8, return_sequences=True), name="both_ways")(x)
+    x = layers.Conv1D(16, 1, name="expand")(x)
+    x = layers.BatchNormalization(name="norm")(layers.DepthwiseConv1D(3, padding="same", name="depthwise")(x))
+    x = layers.Conv1D(16, 1, name="project")(x)
+    x = layers.Add(name="sum")([x, layers.Conv1D(16, 1, name="branch")(x)])
+    x = layers.Dense(16, name="last")(layers.GlobalAveragePooling1D(name="pool")(x))
+    return keras.Model(inputs, layers.Dense(2, name="classes")(x))
+
+
+@pytest.mark.parametrize(
+    "excluded, kept",
+    [
+        ("each_step", {"each_step"}),
+        ("both_ways", {"both_ways"}),
+        ("expand", {"expand", "depthwise", "norm"}),
+        ("depthwise", {"expand", "depthwise", "norm"}),
+        ("norm", {"expand", "depthwise", "norm"}),
+        ("sum", {"project", "branch"}),
+        ("classes", set()),
+    ],
+)
+def test_excluded_layers_keep_what_they_make_and_carry(excluded, kept):
+    model = wrapped()
+    small = prune_channels(model, macs=0.7, exclude=[excluded], ranking="layer")
+    places = {"each_step", "both_ways", "expand", "depthwise", "norm", "project", "branch", "last"}
+    whole = {name for name in places if small.get_layer(name).output.shape == model.get_layer(name).output.shape}
+    assert whole == kept
+    assert {member.layer for member in channel_graph(model).members} == places | {"classes"}
+
+
 def test_ranking_by_layer_takes_the_same_share_of_each():
     graph = channel_graph(network())
     scores = np.where(np.isin(np.arange(graph.num_units), graph.groups[0]), 1e-6, 1.0)
@@ -194,6 +232,11 @@ def test_round_to_and_least_share():
     model = network()
     small = prune_channels(model, macs=0.6, round_to=2)
     assert small.get_layer("a").filters % 2 == 0 and small.get_layer("b").filters % 2 == 0
+    # A multiple of 7 is left of 8 channels; 6 are fewer, and stay.
+    small = prune_channels(model, macs=0.9, round_to=7)
+    assert (small.get_layer("a").filters, small.get_layer("b").filters) == (7, 6)
+    with pytest.raises(ModelError, match="cannot be made that small"):
+        prune_channels(model, macs=0.9, round_to=7, exclude=["a"])
     graph = channel_graph(model)
     removed = select(graph, np.arange(graph.num_units, dtype=float), lambda gone: -gone.sum(), -graph.num_units + 2)
     assert [int((~removed[units]).sum()) for units in graph.groups] == [1, 1]
@@ -208,10 +251,21 @@ def test_statistics_are_those_of_the_data():
     assert reestimate_batch_norm(model, [x[:20], x[20:]]) == 2
     first = keras.Model(model.input, model.get_layer("a").output)(x, training=False).numpy()
     norm = model.get_layer("a_norm")
-    halves = [first[:20].var((0, 1, 2)), first[20:].var((0, 1, 2))]
     np.testing.assert_allclose(norm.moving_mean, first.mean((0, 1, 2)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(norm.moving_variance, np.mean(halves, 0), rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, first.var((0, 1, 2)), rtol=1e-4)
     assert norm.momentum == keep
+
+
+def test_a_short_batch_counts_by_its_samples():
+    """And batches of different means have the variance between them, too."""
+    x = np.random.default_rng(2).normal(100, 0.1, size=(33, 4)).astype("float32")
+    x[:10] += 1
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(name="norm")])
+    for batches in ([x[:32], x[32:]], [x[:10], x[10:11], x[11:]], [x]):
+        reestimate_batch_norm(model, batches)
+        norm = model.get_layer("norm")
+        np.testing.assert_allclose(norm.moving_mean, x.mean(0, "float64"), rtol=1e-6)
+        np.testing.assert_allclose(norm.moving_variance, x.astype("float64").var(0), rtol=1e-3)
 
 
 def test_own_criterion_and_its_mistakes():
@@ -257,6 +311,16 @@ def test_what_cannot_be_done():
     inputs = keras.Input((4,))
     with pytest.raises(ModelError, match="no channel that may go"):
         prune_channels(keras.Model(inputs, layers.Dense(2)(inputs)), macs=0.5)
+
+
+@pytest.mark.parametrize("criterion", ["l2", lambda one: np.full(14, np.sum(one.model.get_layer("b").kernel))])
+def test_weights_that_are_nan_are_named(criterion):
+    model = network()
+    kernel = model.get_layer("b").kernel.numpy()
+    kernel[0, 0, 0, 0] = np.nan
+    model.get_layer("b").kernel.assign(kernel)
+    with pytest.raises(ModelError, match="'b/kernel' of layer 'b' has NaN values"):
+        prune_channels(model, macs=0.5, criterion=criterion)
 
 
 def test_fake_quantization_comes_afterwards():

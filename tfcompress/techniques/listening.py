@@ -13,7 +13,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import keras
+
 Apply = Callable[[list[Any], list[Any]], Any]
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer that steps: under loss scaling the inner one."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def step_counter(optimizer: Any) -> keras.Variable:
+    """The variable in which an optimizer counts the steps of a training, for a graph; see `steps_so_far`."""
+    # `iterations` counts updates, which under gradient accumulation are one for several steps.
+    return innermost(optimizer)._iterations
+
+
+def steps_so_far(optimizer: Any) -> int:
+    """Steps of a training that an optimizer has taken part in: batches, also where it accumulates their gradients.
+
+    It counts on from one `fit` to the next, and leaves out steps that overflowed under loss scaling.
+
+    Args:
+        optimizer: A Keras optimizer; one that scales the loss counts in its inner optimizer.
+
+    Example:
+        >>> optimizer = keras.optimizers.SGD(gradient_accumulation_steps=4)
+        >>> weight = keras.Variable(1.0)
+        >>> for _ in range(6):
+        ...     optimizer.apply([keras.ops.ones(())], [weight])
+        >>> steps_so_far(optimizer), int(optimizer.iterations)
+        (6, 1)
+    """
+    return int(keras.ops.convert_to_numpy(step_counter(optimizer)))
 
 
 class OptimizerListener:
@@ -32,7 +64,7 @@ class OptimizerListener:
     def install(self, optimizer: Any) -> None:
         """Starts to listen. A step that was compiled before has to be compiled anew."""
         # Under loss scaling the inner optimizer gets the gradients unscaled, and only where they are finite.
-        self.optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+        self.optimizer = innermost(optimizer)
         original = self.optimizer.apply
 
         def apply(grads: Any, trainable_variables: Any = None) -> Any:

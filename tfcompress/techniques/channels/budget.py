@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable
 
 import keras
@@ -42,11 +43,11 @@ class ChannelBudget:
         given = {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
         if len(given) != 1:
             raise InvalidArgumentError("budget", "one of `macs`, `params`, `tflite_kb` and `latency_ms`", given)
-        is_number = isinstance(self.value, int | float) and not isinstance(self.value, bool)
+        is_number = isinstance(self.value, numbers.Real) and not isinstance(self.value, bool)
         in_range = is_number and 0 < self.value < math.inf
         if not in_range or (not self.is_measured and 1 <= self.value != int(self.value)):
-            numbers = {"tflite_kb": "kilobytes, at least 1", "latency_ms": "milliseconds, at least 1"}
-            expected = f"a share in (0, 1), or {numbers.get(self.name, 'a whole number')}"
+            units = {"tflite_kb": "kilobytes, at least 1", "latency_ms": "milliseconds, at least 1"}
+            expected = f"a share in (0, 1), or {units.get(self.name, 'a whole number')}"
             raise InvalidArgumentError(self.name, expected, self.value)
 
     @property
@@ -66,12 +67,17 @@ class ChannelBudget:
 
     def limit(self, whole: float) -> float:
         """The most that it may be, of a model that itself has or takes `whole`."""
-        return self.value * whole if self.value < 1 else self.value
+        # NumPy's small floats would round the product.
+        return float(self.value) * whole if self.value < 1 else float(self.value)
+
+    def count(self, model: keras.Model) -> int:
+        """What a model has of it; for counted budgets."""
+        return count_macs(model) if self.name == "macs" else num_params(model)
 
     def cost_and_limit(self, model: keras.Model, graph: ChannelGraph) -> tuple[Cost, float]:
         """What is to be paid for a model without some units, and the most that it may be; for counted budgets."""
         cost = macs_cost(model, graph) if self.name == "macs" else params_cost(model, graph)
-        return cost, self.limit(count_macs(model) if self.name == "macs" else num_params(model))
+        return cost, self.limit(self.count(model))
 
     def predictor(self, model: keras.Model, graph: ChannelGraph) -> Cost:
         """What a measured budget goes along with: bytes with parameters, time with multiply-adds."""

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.errors import DataError
+from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.graph.channels import ChannelGraph, Member
 from tfcompress.techniques.channels.forward import run_calls
 
@@ -162,6 +162,51 @@ CRITERIA: Mapping[str, Criterion] = {
 }
 
 
+def scores_by(criterion: str | Criterion, evidence: Evidence, groups: Sequence[int]) -> np.ndarray:
+    """The scores of a criterion, checked.
+
+    Args:
+        criterion: A name of `CRITERIA`, or one of its kind.
+        evidence: What it looks at.
+        groups: Indices of the groups of units that may lose some.
+
+    Raises:
+        InvalidArgumentError: If a criterion of the user's gives no number for each unit.
+        ModelError: If the weights of a layer are NaN, or every unit that may go is to be kept.
+        DataError: If there are NaN in what the model makes of the data.
+    """
+    graph = evidence.graph
+    score = CRITERIA[criterion] if isinstance(criterion, str) else criterion
+    scores = np.asarray(score(evidence), float)
+    if scores.shape != (graph.num_units,) or np.isnan(scores).any():
+        _refuse_nan_weights(evidence.model)
+        if isinstance(criterion, str):
+            raise DataError(
+                f"Criterion {criterion!r} is NaN on `data`. Received: NaN in the data, the outputs or the loss."
+            )
+        what = f"a function that gives {graph.num_units} numbers, none of them NaN"
+        raise InvalidArgumentError("criterion", what, f"shape {scores.shape}, {np.isnan(scores).sum()} NaN")
+    if np.isinf(scores[np.concatenate([graph.groups[index] for index in groups])]).all():
+        why = "every score is infinite, which keeps a channel"
+        if score is batch_norm_scale:
+            why = "no group of channels that may go has BatchNormalization factors (`scale=True`)"
+        raise ModelError(
+            f"Criterion {getattr(score, '__name__', score)!r} removes nothing of model "
+            f"{evidence.model.name!r}: {why}. Use another `criterion`, such as l2."
+        )
+    return scores
+
+
+def _refuse_nan_weights(model: keras.Model) -> None:
+    for layer in model._flatten_layers(include_self=False):
+        for weight in layer._trainable_variables + layer._non_trainable_variables:
+            if np.isnan(keras.ops.convert_to_numpy(weight).astype("float64")).any():
+                raise ModelError(
+                    f"Weight {weight.path!r} of layer {layer.name!r} has NaN values, so no channel can be compared "
+                    "with another. Train the model again, or load weights that are finite."
+                )
+
+
 def batch_norm_factors(model: keras.Model) -> set[int]:
     """Identities of the variables that are factors of BatchNormalization."""
     return {
@@ -198,7 +243,13 @@ def _gradients(evidence: Evidence, criterion: str) -> Any:
     """For each batch, the gradients and values of the kernels that make channels, by the identity of the weight."""
     batches = evidence.data(criterion)
     if evidence.loss is None:
-        raise DataError(f"Criterion {criterion!r} needs the gradient of a loss. Pass `loss`. Received: None.")
+        labels = [f"{np.asarray(one).dtype} {tuple(one.shape)}" for one in keras.tree.flatten(batches[0][1])]
+        raise DataError(
+            f"Criterion {criterion!r} needs the gradient of a loss, which is known only for one output of at least 2 "
+            "classes and labels that are integers below their number. Pass `loss`, `(y, outputs) -> numbers`. "
+            f"Received: outputs {keras.tree.map_shape_structure(tuple, evidence.model.output_shape)}, labels "
+            f"{', '.join(labels)}."
+        )
     made = [member for member in _kernels(evidence.graph) if member.makes and member.variable.trainable]
     variables = list({id(member.variable): member.variable for member in made}.values())
     values = [keras.ops.convert_to_numpy(variable).astype("float64") for variable in variables]

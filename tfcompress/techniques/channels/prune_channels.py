@@ -7,27 +7,25 @@ after (`stage.py`), the removal of layers, and export: what measures a file is g
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import numbers
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
-from tfcompress.data import Dataset
-from tfcompress.errors import DataError, InvalidArgumentError, ModelError
+from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.channels import ChannelGraph, channel_graph
 from tfcompress.graph.shrink import shrink
 from tfcompress.techniques.channels.before_quantization import refuse_ranges
 from tfcompress.techniques.channels.budget import ChannelBudget, Measure
-from tfcompress.techniques.channels.importance import CRITERIA, Criterion, Evidence
+from tfcompress.techniques.channels.counted import prune_until_counted
+from tfcompress.techniques.channels.importance import CRITERIA, Criterion, Evidence, scores_by
 from tfcompress.techniques.channels.measured import prune_until_measured
-from tfcompress.techniques.channels.selection import RANKINGS, Removals, ranked, select
+from tfcompress.techniques.channels.selection import RANKINGS, Removals, ranked
 from tfcompress.techniques.channels.statistics import reestimate_batch_norm
+from tfcompress.techniques.labelled import labelled_batches, loss_of_classes
 from tfcompress.techniques.layer_names import check_patterns, fits
-from tfcompress.training.fit import classification_loss
-
-_BATCH = 32
 
 
 def prune_channels(
@@ -65,12 +63,16 @@ def prune_channels(
             `"geometric_median"`; on data `"taylor"`, `"hessian"`, `"activation_mean"`, `"activation_nonzero"`; and
             `"random"`, a control), or a function from `Evidence` to scores of shape `(units,)`.
         ranking: How channels of different layers are compared: `"layer"`, `"global"` or `"isomorphic"`; see `ranked`.
-        round_to: What is left of a group is a multiple of it, at least 1; kernels of phones like 8.
-        exclude: Patterns of names of layers that keep all their channels.
+        round_to: A group of channels that loses some keeps a multiple of it, at least 1; a group that has fewer stays
+            whole. Kernels of phones like 8.
+        exclude: Patterns of names of layers that keep all the channels that they make, or carry from their input to
+            their output as a BatchNormalization or a sum does. Those that they only read may go.
         data: Real data: a `Dataset` (its train split), a `tf.data.Dataset` of batches `(x, y)`, or a tuple of arrays
-            `(x, y)`. BatchNormalization statistics are taken again from it; some criteria need it.
+            `(x, y)`; for several inputs x is a list of arrays. BatchNormalization statistics are taken again from it;
+            some criteria need it.
         samples: How many of its samples are used, at least 1.
-        loss: `(y, outputs) -> numbers`, for criteria with gradients; by default cross-entropy on integer labels.
+        loss: `(y, outputs) -> numbers`, for criteria with gradients; by default cross-entropy, if the model has one
+            output of at least 2 classes and `y` are integers below their number.
         seed: Seed of the random criterion.
         measure: What gives the kilobytes or milliseconds of a model, for `tflite_kb` and `latency_ms`. By default
             `tfcompress.prune_channels` exports to int8, with ranges from `data`, and measures the file;
@@ -83,8 +85,8 @@ def prune_channels(
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, or a pattern fits no layer.
-        ModelError: If the model has no graph or no channel that may go, or the budget cannot be met.
-        DataError: If a criterion or the export needs data that was not given.
+        ModelError: If the model has no graph, no channel that may go or NaN weights, or the budget cannot be met.
+        DataError: If a criterion or the export needs data or a loss that was not given.
         ExportError: If a model cannot be exported.
 
     Example:
@@ -101,27 +103,20 @@ def prune_channels(
     budget.check_measure(measure)
     check_arguments("prune_channels", criterion, ranking, round_to, samples)
     graph = prunable_graph(model, exclude)
-    batches = [] if data is None else list(labelled_batches(data, samples))
-    if batches and loss is None:
-        loss = classification_loss(model, int(model.output_shape[-1]) if isinstance(model.output_shape, tuple) else 0)
-    score = CRITERIA[criterion] if isinstance(criterion, str) else criterion
-    scores = np.asarray(score(Evidence(graph, model, batches, loss, seed)), float)
-    if scores.shape != (graph.num_units,) or np.isnan(scores).any():
-        raise InvalidArgumentError(
-            "criterion", f"a function that gives {graph.num_units} numbers, none of them NaN", f"shape {scores.shape}"
-        )
-    scores, allowed = ranked(graph, scores, ranking), allowed_groups(graph, exclude)
+    allowed = allowed_groups(graph, exclude)
+    batches = [] if data is None else list(labelled_batches(model, data, samples))
+    loss = loss_of_classes(model, batches) if batches and loss is None else loss
+    scores = ranked(graph, scores_by(criterion, Evidence(graph, model, batches, loss, seed), allowed), ranking)
 
     def without(removed: np.ndarray) -> keras.Model:
         small = shrink(graph, removed)
         reestimate_batch_norm(small, (inputs for inputs, _ in batches))
         return small
 
+    removals = Removals(graph, scores, round_to=round_to, groups=allowed)
     if measure is not None:
-        removals = Removals(graph, scores, round_to=round_to, groups=allowed)
         return prune_until_measured(model, removals, without, budget, measure)
-    cost, limit = budget.cost_and_limit(model, graph)
-    return without(select(graph, scores, cost, limit, round_to=round_to, groups=allowed))
+    return prune_until_counted(model, removals, without, budget)
 
 
 def check_arguments(owner: str, criterion: Any, ranking: str, round_to: int, samples: int) -> None:
@@ -131,7 +126,7 @@ def check_arguments(owner: str, criterion: Any, ranking: str, round_to: int, sam
     if ranking not in RANKINGS:
         raise InvalidArgumentError(f"{owner}.ranking", f"one of {RANKINGS}", ranking)
     for name, value in (("round_to", round_to), ("samples", samples)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
             raise InvalidArgumentError(f"{owner}.{name}", "a whole number, at least 1", value)
 
 
@@ -155,22 +150,13 @@ def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGr
 
 
 def allowed_groups(graph: ChannelGraph, exclude: Sequence[str]) -> list[int]:
-    """The groups that no excluded layer makes channels of."""
-    return [
-        index for index in range(len(graph.groups)) if not any(fits(name, exclude) for name in graph.layers_of(index))
+    """The groups of whose channels no excluded layer makes, holds or gives any; what it only reads may go."""
+    units = [member.units for member in graph.members if member.makes and fits(member.layer, exclude)]
+    units += [
+        labels.vector
+        for ref, labels in graph.results.items()
+        if fits(graph.traced.calls[ref.call].operation.name, exclude)
     ]
-
-
-def labelled_batches(data: Any, samples: int) -> Iterable[tuple[Any, Any]]:
-    """Batches `(inputs, labels)` with at most `samples` samples in all."""
-    if isinstance(data, Dataset):
-        return data.batches("train", _BATCH, limit=samples)
-    if isinstance(data, tuple) and len(data) == 2:
-        data = tf.data.Dataset.from_tensor_slices(data).batch(_BATCH)
-    if not isinstance(data, tf.data.Dataset):
-        raise InvalidArgumentError(
-            "data", "a tfcompress Dataset, a tf.data.Dataset of batches (x, y), or arrays (x, y)", type(data)
-        )
-    if not isinstance(data.element_spec, tuple) or len(data.element_spec) < 2:
-        raise DataError(f"`data` must give (x, y). Received: {data.element_spec}.")
-    return data.unbatch().take(samples).batch(_BATCH).map(lambda *parts: parts[:2])
+    kept = np.zeros(graph.num_units + 1, bool)  # The last is that of what is in no unit.
+    kept[np.concatenate([[-1], *units]).astype(int)] = True
+    return [index for index, group in enumerate(graph.groups) if not kept[group].any()]

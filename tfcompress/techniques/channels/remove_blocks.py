@@ -26,8 +26,8 @@ from tfcompress.measure.size import num_params
 from tfcompress.techniques.channels.before_quantization import refuse_ranges
 from tfcompress.techniques.channels.budget import ChannelBudget
 from tfcompress.techniques.channels.forward import run_calls
-from tfcompress.techniques.channels.prune_channels import labelled_batches
 from tfcompress.techniques.channels.statistics import reestimate_batch_norm
+from tfcompress.techniques.labelled import labelled_batches
 from tfcompress.techniques.layer_names import check_patterns, fits
 
 _RANDOM_SAMPLES = 16
@@ -81,7 +81,7 @@ def remove_blocks(
     """
     check_removal("remove_blocks", count, macs, params, samples)
     traced, blocks = removable_blocks(model, exclude)
-    batches = [] if data is None else [inputs for inputs, _ in labelled_batches(data, samples)]
+    batches = [] if data is None else [inputs for inputs, _ in labelled_batches(model, data, samples)]
     changes = output_changes(traced, blocks, batches or [random_inputs(traced, _RANDOM_SAMPLES)])
     ordered = [blocks[at] for at in np.argsort(changes, kind="stable")]
     small = as_model(without(traced, _fewest(model, traced, ordered, count, macs, params)))

@@ -61,7 +61,7 @@ class Removals:
     Args:
         graph: The units.
         scores: A score for each unit, comparable over all groups.
-        round_to: What is left of a group is a multiple of it, if the group has as many units.
+        round_to: A group that loses units keeps a multiple of it; one that has fewer loses none.
         groups: Indices of the groups that may lose units; by default all.
     """
 
@@ -92,10 +92,10 @@ class Removals:
         removed[self._candidates[:count]] = True
         for units in self._ordered:
             gone = int(removed[units].sum())
-            if len(units) >= self._round_to:
-                # The most important ones of those that would go stay, until what is left is a multiple.
-                left = len(units) - gone
-                gone -= min(gone, -left % self._round_to)
+            # The most important ones of those that would go stay, until what is left is a multiple: all in
+            # a group that has fewer.
+            left = len(units) - gone
+            gone -= min(gone, -left % self._round_to)
             removed[units] = False
             removed[units[:gone]] = True
         return removed
@@ -112,6 +112,13 @@ class Removals:
             else:
                 low = middle + 1
         return low
+
+    def refusal(self, least: float, whole: float, limit: float) -> ModelError:
+        """What to raise where no removal is within a limit: the least that can be had, and what there is."""
+        return ModelError(
+            f"Model {self.graph.traced.name!r} cannot be made that small by removing channels: {least:,.0f} are left "
+            f"when all goes that may, of {whole:,.0f}. Allow more layers, or a larger budget. Received: {limit:,.0f}."
+        )
 
 
 def select(
@@ -139,9 +146,5 @@ def select(
     removals = Removals(graph, scores, round_to=round_to, groups=groups)
     count = removals.first_within(cost, limit)
     if count is None:
-        raise ModelError(
-            f"Model {graph.traced.name!r} cannot be made that small by removing channels: "
-            f"{cost(removals.of(len(removals))):,.0f} are left when all goes that may, of {cost(removals.of(0)):,.0f}. "
-            f"Allow more layers, or a larger budget. Received: {limit:,.0f}."
-        )
+        raise removals.refusal(cost(removals.of(len(removals))), cost(removals.of(0)), limit)
     return removals.of(count)

@@ -19,11 +19,11 @@ import tensorflow as tf
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
 from tfcompress.graph.channels import ChannelGraph
 from tfcompress.techniques.channels.budget import ChannelBudget
-from tfcompress.techniques.channels.importance import CRITERIA, Evidence, batch_norm_factors
+from tfcompress.techniques.channels.importance import Evidence, batch_norm_factors, scores_by
 from tfcompress.techniques.channels.penalties import GRADIENTS, UnitWeights
 from tfcompress.techniques.channels.prune_channels import allowed_groups, prunable_graph
 from tfcompress.techniques.channels.selection import ranked, select
-from tfcompress.techniques.listening import Apply, OptimizerListener
+from tfcompress.techniques.listening import Apply, OptimizerListener, step_counter, steps_so_far
 
 
 class ChannelSparsity(keras.callbacks.Callback):
@@ -42,7 +42,7 @@ class ChannelSparsity(keras.callbacks.Callback):
             1 for `"growing_l2"`. Can be assigned while the model trains.
         rise: Share of the training in which the strength grows from 0, a little with each step, in [0, 1]; 0 has it
             all at once, which `"growing_l2"` may not.
-        exclude: Patterns of names of layers whose channels are left alone.
+        exclude: Patterns of names of layers of which all channels that they make or carry are left alone.
         macs: For `"growing_l2"`, the most multiply-adds that are to be left: a share in (0, 1), or a number.
         params: For `"growing_l2"`, the most values of all weights, likewise.
 
@@ -104,7 +104,7 @@ class ChannelSparsity(keras.callbacks.Callback):
     @property
     def settled(self) -> bool:
         """Whether the strength has risen; earlier epochs are no candidates for the best one."""
-        return self._planned and self._done() >= float(self._steps.numpy())
+        return self._planned and bool(self._done() >= self._steps)
 
     def on_train_begin(self, logs=None):
         self._planned = self._is_used = False
@@ -122,8 +122,7 @@ class ChannelSparsity(keras.callbacks.Callback):
                 "unknown length. Pass `steps_per_epoch` to `fit`, or `rise=0`."
             )
         # The optimizer counts on in a resumed training, and leaves out steps that overflow under loss scaling.
-        iterations = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-        self._start.assign(float(max(0, iterations - epoch * (steps or 0))))
+        self._start.assign(float(max(0, steps_so_far(self.model.optimizer) - epoch * (steps or 0))))
         self._steps.assign(self._rise * self.params["epochs"] * (steps or 0))
         self._planned = True
 
@@ -162,7 +161,7 @@ class ChannelSparsity(keras.callbacks.Callback):
 
     def _done(self) -> tf.Tensor:
         """Steps since the beginning, as the optimizer counts them."""
-        return tf.cast(tf.convert_to_tensor(self._listener.optimizer.iterations), tf.float32) - self._start
+        return tf.cast(tf.convert_to_tensor(step_counter(self._listener.optimizer)), tf.float32) - self._start
 
 
 def check_sparsity(owner: str, kind: str, strength: float, rise: float, macs: Any, params: Any) -> None:
@@ -210,6 +209,6 @@ def penalized_weights(
 
 def _removed(model: keras.Model, graph: ChannelGraph, groups: Sequence[int], budget: ChannelBudget) -> np.ndarray:
     """A boolean for each unit: whether a budget would remove it."""
-    scores = CRITERIA["l1"](Evidence(graph, model))
+    scores = scores_by("l1", Evidence(graph, model), groups)
     cost, limit = budget.cost_and_limit(model, graph)
     return select(graph, ranked(graph, scores, "isomorphic"), cost, limit, groups=groups)

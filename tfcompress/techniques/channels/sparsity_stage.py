@@ -24,7 +24,7 @@ class LearnChannelSparsity(Technique):
         kind: `"group_lasso"`, `"batch_norm_l1"` or `"growing_l2"`; see `ChannelSparsity`.
         strength: Weight of the penalty beside the loss, above 0.
         rise: Share of the training in which it grows from 0, in [0, 1].
-        exclude: Patterns of names of layers whose channels are left alone.
+        exclude: Patterns of names of layers of which all channels that they make or carry are left alone.
         macs: For `"growing_l2"`, the most multiply-adds that are to be left: a share in (0, 1), or a number.
         params: For `"growing_l2"`, the most values of all weights, likewise.
     """

@@ -30,8 +30,8 @@ class PruneChannels(Technique):
             and yet it depends on what else the machine does.
         criterion: A name of `CRITERIA`, such as `"l2"` or `"taylor"`.
         ranking: `"layer"`, `"global"` or `"isomorphic"`.
-        round_to: What is left of a group of channels is a multiple of it, at least 1.
-        exclude: Patterns of names of layers that keep all their channels.
+        round_to: A group that loses channels keeps a multiple of it, at least 1; a group that has fewer stays whole.
+        exclude: Patterns of names of layers that keep all channels that they make or carry.
         samples: Training samples that statistics and criteria are measured on, at least 1.
     """
 

@@ -17,9 +17,9 @@ import tensorflow as tf
 
 
 def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
-    """Sets the moving statistics to the plain averages over some batches, in place.
+    """Sets the moving statistics to mean and variance over all samples of some batches, in place.
 
-    Each batch is normalized by its own statistics, as in training, and so are those of the layers behind.
+    Each batch is normalized by its own statistics, as in training, and so is what the layers behind see.
 
     Args:
         model: A built model.
@@ -44,30 +44,37 @@ def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
         return 0
     momenta = [layer.momentum for layer in norms]
     before = [[weight.numpy() for weight in _statistics(layer)] for layer in norms]
-    totals = [[np.zeros_like(value, "float64") for value in values] for values in before]
+    seen: list[list[list[np.ndarray]]] = [[] for _ in norms]
+    sizes: list[int] = []
 
     @tf.function(reduce_retracing=True)
     def follow(inputs: Any) -> None:
         model(inputs, training=True)
 
-    count = 0
     try:
         # With a momentum of zero the moving statistics are those of the last batch.
         for layer in norms:
             layer.momentum = 0.0
         for batch in batches:
-            follow(batch[0] if isinstance(batch, tuple) else batch)
-            count += 1
-            for layer, total in zip(norms, totals, strict=True):
-                for sums, weight in zip(total, _statistics(layer), strict=True):
-                    sums += weight.numpy()
+            inputs = batch[0] if isinstance(batch, tuple) else batch
+            follow(inputs)
+            sizes.append(int(keras.tree.flatten(inputs)[0].shape[0]))
+            for layer, statistics in zip(norms, seen, strict=True):
+                statistics.append([weight.numpy().astype("float64") for weight in _statistics(layer)])
     finally:
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
-    for layer, total, old in zip(norms, totals, before, strict=True):
-        for weight, sums, value in zip(_statistics(layer), total, old, strict=True):
-            weight.assign(sums / count if count else value)
-    return len(norms) if count else 0
+    for layer, statistics, old in zip(norms, seen, before, strict=True):
+        for weight, value in zip(_statistics(layer), _pooled(statistics, sizes) if sizes else old, strict=True):
+            weight.assign(value)
+    return len(norms) if sizes else 0
+
+
+def _pooled(statistics: list[list[np.ndarray]], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of what several batches hold, from those of each; a batch has all of its samples' weight."""
+    means, variances = (np.stack(each) for each in zip(*statistics, strict=True))
+    mean = np.average(means, axis=0, weights=sizes)
+    return mean, np.average(variances + np.square(means - mean), axis=0, weights=sizes)
 
 
 def _statistics(layer: keras.layers.BatchNormalization) -> list[Any]:
