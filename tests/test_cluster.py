@@ -21,9 +21,10 @@ from helpers import (
 from keras import layers as kl
 
 import tfcompress as tfc
-from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
 from tfcompress.graph.normalized_sums import make_factors_positive, normalized_sums
 from tfcompress.techniques.cluster.centroids import INITS, cluster_kernel, k_means
+from tfcompress.techniques.cluster.reassignment import Clusters, ReassignedValues
 from tfcompress.techniques.cluster.selection import clusterable_kernels
 from tfcompress.techniques.shared_values import SharedValues, holds_few_values, shares_values
 
@@ -246,6 +247,103 @@ def test_own_constraint_of_the_layer_still_holds():
     assert isinstance(model.get_layer("second").kernel.constraint, keras.constraints.NonNeg)
 
 
+def test_no_value_leaves_the_constraint_of_the_layer_and_no_sign_is_turned_against_it():
+    inputs = keras.Input((8,))
+    x = kl.Dense(16, kernel_constraint="non_neg", name="hidden")(inputs)
+    model = keras.Model(inputs, kl.Dense(4, name="classes")(kl.BatchNormalization(momentum=1.0, name="norm")(x)))
+    rng = np.random.default_rng(0)
+    model.get_layer("hidden").kernel.assign(np.abs(rng.normal(size=(8, 16))))
+    model.get_layer("norm").gamma.assign(np.where(np.arange(16) % 2, 1.0, -1.0))
+    x, y = blobs(shape=(8,))
+    before = model(x).numpy()
+    clustered = tfc.cluster(model, 64, include=["hidden"])
+    assert clustered.get_layer("hidden").kernel.numpy().min() > 0
+    np.testing.assert_allclose(clustered(x).numpy(), before, rtol=0.1, atol=0.05)
+    model.compile(keras.optimizers.SGD(0.5), cross_entropy())
+    ends = BatchEnds([model.get_layer("hidden")])
+    model.fit(x, y, batch_size=32, verbose=0, callbacks=[tfc.WeightClustering(model, 32, include=["hidden"]), ends])
+    assert max(ends.seen) <= 32 and min(kernel.min() for kernel in ends.values) >= 0
+
+
+def test_the_constraint_of_the_layer_holds_for_each_weight():
+    variable = keras.Variable([0.125, 0.375, 4.0])
+    variable.constraint = keras.constraints.NonNeg()
+    clusters = Clusters(3, 2, tf.distribute.get_strategy())
+    clusters.choose(variable.numpy(), np.array([0.25, 0.25, 4.0]))
+    reassigned = ReassignedValues(variable, clusters)
+    # The step of -0.25, which is all that the kernel's constraint leaves, takes the first weight to -0.125, held at 0.
+    np.testing.assert_array_equal(reassigned(tf.constant([-9.0, -9.0, 4.0])), [0.0625, 0.0625, 4.0])
+
+
+def test_a_constraint_that_means_do_not_keep_is_refused():
+    model = tiny_mlp()
+    model.get_layer("second").kernel.constraint = keras.constraints.MaxNorm(1.0)
+    with pytest.raises(ModelError, match="Kernel 'second' has a constraint, MaxNorm, that values shared"):
+        tfc.WeightClustering(model, 6)
+    tfc.WeightClustering(model, 6, exclude=["second"])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_weights_that_are_no_numbers_are_refused(wrong):
+    model = tiny_mlp()
+    clustering = tfc.WeightClustering(model, 6)
+    kernel = model.get_layer("second").kernel.numpy()
+    kernel[3, 4] = wrong
+    model.get_layer("second").kernel.assign(kernel)
+    model.compile("sgd", cross_entropy())
+    for make in (lambda: tfc.cluster(model, 6), lambda: model.fit(*blobs(shape=(8,)), verbose=0, callbacks=clustering)):
+        with pytest.raises(ModelError, match="Kernel 'second' holds weights that are NaN or infinite.* 1 such .* 256"):
+            make()
+
+
+def test_steps_whose_gradients_are_accumulated_leave_the_kernel_as_it_is():
+    model = tiny_mlp()
+    model.compile(keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), cross_entropy())
+    ends = BatchEnds([model.get_layer("second")])
+    clustering = tfc.WeightClustering(model, 6)
+    x, y = blobs(shape=(8,))
+    model.fit(x, y, batch_size=16, verbose=0, callbacks=[clustering, ends])
+    moved = [not np.array_equal(before, after) for before, after in itertools.pairwise(ends.values)]
+    assert moved == [step % 4 == 3 for step in range(1, len(x) // 16)] and any(moved)
+
+
+def test_an_epoch_that_early_stopping_restores_stays_as_it_was():
+    model = tiny_mlp()
+    zeros = with_zeros(model.get_layer("second"))
+    model.compile(keras.optimizers.Adam(0.05), cross_entropy())
+    # The first epoch is the best one.
+    stopping = keras.callbacks.EarlyStopping("loss", mode="max", patience=100, restore_best_weights=True)
+    x, y = blobs(shape=(8,))
+    model.fit(x, y, epochs=4, verbose=0, callbacks=[stopping, tfc.WeightClustering(model, 6)])
+    for best, weight in zip(stopping.best_weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, best)
+    kernel = model.get_layer("second").kernel.numpy()
+    assert stopping.best_epoch == 0 and count(kernel) == 6 and not kernel[zeros].any()
+
+
+def test_an_average_of_weights_at_the_end_is_clustered():
+    model = tiny_mlp()
+    model.compile(keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9), cross_entropy())
+    x, y = blobs(shape=(8,))
+    model.fit(x, y, verbose=0, callbacks=[tfc.WeightClustering(model, 6)])
+    assert count(model.get_layer("second").kernel) == 6
+
+
+def test_constraints_that_go_leave_no_trace_in_either_order():
+    for order in (1, -1):
+        model = tiny_mlp()
+        kernel = model.get_layer("second").kernel
+        zeros = with_zeros(model.get_layer("second"))
+        own = kernel.constraint = keras.constraints.NonNeg()
+        kernel.assign(cluster_kernel(kernel.numpy(), 6))
+        model.compile("sgd", cross_entropy())
+        for _ in range(2):
+            callbacks = [tfc.HoldMasks(model), tfc.HoldClusters(model)][::order]
+            model.fit(*blobs(shape=(8,)), verbose=0, callbacks=callbacks)
+            assert kernel.constraint is own
+            assert count(kernel) <= 6 and not kernel.numpy()[zeros].any()
+
+
 def test_resumes_from_a_saved_model(tmp_path):
     half = check_resumes_from_a_saved_model(lambda model: tfc.WeightClustering(model, 6), tmp_path)
     assert count(half) == 6
@@ -262,6 +360,19 @@ def test_later_training_holds_what_a_clustered_model_has():
     # And then no more.
     model.fit(x, y, batch_size=32, verbose=0)
     assert count(model.get_layer("second").kernel) > 100
+
+
+@pytest.mark.parametrize("callback", [lambda model: tfc.WeightClustering(model, 6), tfc.HoldClusters])
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_kernel_is_not_pruned_and_held_at_few_values_at_once(callback, order):
+    model = tfc.cluster(tiny_mlp(), 6)
+    model.compile("sgd", cross_entropy())
+    callbacks = [callback(model), tfc.WeightPruning(model, lambda step: (True, 0.5), include=["second"])][::order]
+    with pytest.raises(TrainingError, match="cannot be pruned and held at few values in one training.*kernel"):
+        model.fit(*blobs(shape=(8,)), verbose=0, callbacks=callbacks)
+    # What that training left behind is no one's in the next.
+    model.fit(*blobs(shape=(8,)), verbose=0, callbacks=callbacks[1:])
+    assert model.get_layer("second").kernel.constraint is None
 
 
 # ---- the file
@@ -389,6 +500,9 @@ def test_the_table_says_what_was_done():
         ({"clusters": 1}, "`cluster.clusters` must be an integer from 2 to 256. Received: 1"),
         ({"clusters": 257}, "`cluster.clusters` must be an integer from 2 to 256. Received: 257"),
         ({"init": "random"}, "`cluster.init` must be one of .*k-means"),
+        ({"init": ["linear"]}, "`cluster.init` must be one of .*k-means"),
+        ({"clusters": 4.0}, "`cluster.clusters` must be an integer from 2 to 256. Received: 4.0"),
+        ({"include": "h"}, "`include` must be a list of patterns of layer names. Received: 'h'"),
         ({"init": lambda ordered, clusters, rng: ordered}, r"`init` must be a callable .* shape \(16,\)"),
         ({"include": ["conv*"]}, r"`include` must be patterns of the layer names .* Received: 'conv\*'"),
     ],
@@ -396,6 +510,12 @@ def test_the_table_says_what_was_done():
 def test_wrong_arguments(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         tfc.cluster(tiny_mlp(), **arguments)
+
+
+def test_integers_of_numpy_are_integers():
+    model = tiny_mlp()
+    assert count(tfc.cluster(model, np.int64(5)).get_layer("second").kernel) == 5
+    assert fit_clustered(model, clusters=np.int32(5), epochs=1).seen[-1] == 5
 
 
 def test_nothing_to_cluster():

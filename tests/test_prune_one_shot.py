@@ -7,7 +7,7 @@ import tensorflow as tf
 from helpers import CLOSE, OwnStep, blob_dataset, blobs, cross_entropy, tiny_mlp, whole_and_resumed
 
 import tfcompress as tfc
-from tfcompress.errors import DataError, InvalidArgumentError, TrainingError
+from tfcompress.errors import DataError, InvalidArgumentError, ModelError, TrainingError
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import fit
 
@@ -69,6 +69,17 @@ def test_gradients_from_data():
     expected = np.ones(32, bool)
     expected[np.argsort(score.ravel())[:16]] = False
     np.testing.assert_array_equal(kernel_of(pruned).ravel() != 0, expected)
+
+    # Arrays are batched by 32; a list is of batches.
+    def by(data):
+        return kernel_of(tfc.prune_weights(model, 0.5, criterion="taylor", data=data, loss=loss, include=["second"]))
+
+    np.testing.assert_array_equal(by([(x[:8], y[:8]), (x[8:], y[8:])]), kernel_of(pruned))
+    score = np.abs(weights * (x.T @ (x @ weights - y)))
+    np.testing.assert_array_equal(by((x, y)) == 0, score <= np.sort(score.ravel())[15])
+    np.testing.assert_array_equal(by(batches.map(lambda x, y: (x, y, 1.0))), kernel_of(pruned))
+    with pytest.raises(InvalidArgumentError, match="a tfcompress Dataset, .* or arrays"):
+        by(5)
     with pytest.raises(DataError, match="holds no batch"):
         tfc.prune_weights(model, 0.5, criterion="taylor", data=[], loss=loss, include=["second"])
 
@@ -81,6 +92,10 @@ def test_gradients_from_data():
         ({"sparsity": 1.5}, r"`prune_weights.sparsity` must be a share in \(0, 1\)"),
         ({"threshold": 0.1, "criterion": "l2"}, "above 0, and by magnitude without a pattern"),
         ({"sparsity": 0.7, "pattern": "2:4"}, "must be 0.5 with 2:4"),
+        ({"pattern": "2:4", "budget": "erk"}, "must be uniform or global where the pattern is N:M"),
+        ({"pattern": "2:4", "budget": lambda shapes, sparsity: [sparsity]}, "must be uniform or global"),
+        ({"sparsity": 0.5, "exclude": "h"}, "`exclude` must be a list of patterns of layer names. Received: 'h'"),
+        ({"sparsity": 0.5, "criterion": lambda weights: weights - np.inf}, "finite scores of .* 'second'.*infinity"),
         ({"sparsity": 0.5, "criterion": "taylor"}, "given for a criterion of gradients"),
         ({"sparsity": 0.5, "criterion": "movement"}, "one that needs no training"),
     ],
@@ -89,6 +104,36 @@ def test_gradients_from_data():
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
         tfc.prune_weights(tiny_mlp(), include=["second"], **arguments)
+
+
+def test_gradients_from_a_dataset():
+    data, model = blob_dataset(shape=(8,)), tiny_mlp()
+    one, other = (
+        kernel_of(tfc.prune_weights(model, 0.5, criterion="taylor", data=given, loss=cross_entropy()))
+        for given in (data, list(data.batches("train", 32)))
+    )
+    assert (one == 0).mean() == 0.5
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("arguments", [{"sparsity": 0.5}, {"threshold": 0.1}], ids=str)
+def test_weights_that_are_no_numbers_are_refused(arguments):
+    model = tiny_mlp()
+    kernel = kernel_of(model).copy()
+    kernel[1] = np.nan
+    model.get_layer("second").kernel.assign(kernel)
+    with pytest.raises(ModelError, match="Kernel 'second' holds weights that are NaN .* 16 such weights of 256"):
+        tfc.prune_weights(model, include=["first", "second"], **arguments)
+
+
+def test_a_kernel_that_the_loss_does_not_depend_on_is_named():
+    inputs = keras.Input((8,))
+    x = keras.layers.Dense(8, name="before")(inputs)
+    x = keras.ops.stop_gradient(keras.layers.Dense(8, name="behind")(x))
+    model = keras.Model(inputs, keras.layers.Dense(3)(x))
+    data = [(np.ones((4, 8), "float32"), np.zeros(4, int))]
+    with pytest.raises(ModelError, match="Kernel 'before' has no gradient"):
+        tfc.prune_weights(model, 0.5, criterion="taylor", data=data, loss=cross_entropy(), include=["be*"])
 
 
 def train(model, callbacks, epochs=1, **options):
@@ -195,6 +240,40 @@ def test_gates_resume_exactly(tmp_path):
     whole, resumed = whole_and_resumed(run, tmp_path / "state.npz", kill_after=2)
     for one, two in zip(whole.get_weights(), resumed.get_weights(), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
+
+
+def test_gates_go_on_in_a_second_fit_and_open_for_new_weights():
+    model = tiny_mlp()
+    gates = tfc.HardConcretePruning(model, 1e-2, learning_rate=0.1, include=["first", "second"])
+    train(model, [gates], epochs=12)
+    zeros = kernel_of(model, "first") == 0
+    assert zeros.mean() > 0.2
+    new = np.random.default_rng(0).normal(5, 1, size=(16, 16))
+    model.get_layer("second").kernel.assign(new)
+    train(model, [gates])
+    assert kernel_of(model).mean() == pytest.approx(5, abs=0.5)
+    assert (kernel_of(model, "first") == 0)[zeros].mean() > 0.9
+
+
+def test_an_epoch_that_early_stopping_restores_stays_as_it_was():
+    model = tiny_mlp()
+    gates = tfc.HardConcretePruning(model, 1e-2, learning_rate=0.1, include=["second"])
+    stopping = keras.callbacks.EarlyStopping("loss", mode="max", patience=100, restore_best_weights=True)
+    train(model, [stopping, gates], epochs=4)
+    assert stopping.best_epoch == 0
+    for best, weight in zip(stopping.best_weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, best)
+
+
+def test_gates_under_an_average_of_weights_end_with_their_zeros():
+    model = tiny_mlp()
+    model.compile(keras.optimizers.Adam(0.01, use_ema=True), cross_entropy())
+    gates = tfc.HardConcretePruning(model, 1e-2, learning_rate=0.3, include=["second"])
+    shown = []
+    note = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: shown.append(kernel_of(model).copy()))
+    model.fit(*blobs(shape=(8,)), epochs=8, verbose=0, callbacks=[gates, note])
+    assert (shown[-1] == 0).any()
+    np.testing.assert_array_equal(kernel_of(model), shown[-1])
 
 
 def test_gates_out_of_range():

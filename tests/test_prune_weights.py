@@ -132,6 +132,25 @@ def test_gradients_are_those_of_the_training(criterion, how):
     assert "apply" not in trainer.optimizer.__dict__
 
 
+def test_a_second_fit_goes_on_in_the_schedule_where_gradients_are_accumulated():
+    model = tiny_mlp()
+    pruning = WeightPruning(model, schedule_to(0.5, end_step=6), include=["second"])
+    ends = BatchEnds(model.get_layer("second").kernel)
+    model.compile(keras.optimizers.Adam(gradient_accumulation_steps=4), cross_entropy())
+    x, y = blobs(shape=(8,))
+    for _ in range(2):
+        model.fit(x, y, batch_size=len(x) // 8, verbose=0, callbacks=[pruning, ends])
+    sparsities = [float(np.mean(kernel == 0)) for kernel in ends.seen]
+    assert sparsities == sorted(sparsities) and sparsities[5:] == [0.5] * (len(sparsities) - 5)
+
+
+def test_weights_that_become_no_numbers_are_named():
+    model = tiny_mlp()
+    pruning = WeightPruning(model, schedule_to(), include=["second"])
+    with pytest.raises(ModelError, match="Kernel 'second' holds weights that are NaN or infinite"):
+        train(model, [pruning], optimizer=keras.optimizers.SGD(1e38))
+
+
 @pytest.mark.parametrize("first", [0, 1])
 def test_two_listeners_leave_the_optimizer_as_it_was(first):
     variable = keras.Variable([1.0])

@@ -8,9 +8,13 @@ attention, in wrapped layers, in models within the model. Left out: which of the
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import keras
+import numpy as np
+
+from tfcompress.errors import ModelError
 
 # How the names of variables end that Keras calls a kernel in one layer or another, and that of a table of vectors.
 _KERNEL, _TABLE = "kernel", "embeddings"
@@ -65,6 +69,21 @@ def find_kernels(model: keras.Model, *, tables: bool = False) -> list[Kernel]:
 def kernels_of(layer: keras.layers.Layer) -> list[Any]:
     """The kernels and tables of a layer, those within it too, trainable or not."""
     return [variable for variable in layer.weights if variable.name.endswith((_KERNEL, _TABLE))]
+
+
+def check_finite(kernels: Iterable[Kernel]) -> None:
+    """Refuses kernels that say nothing of what a weight is worth.
+
+    Raises:
+        ModelError: For the first kernel with NaN or infinite weights.
+    """
+    for kernel in kernels:
+        wrong = np.count_nonzero(~np.isfinite(keras.ops.convert_to_numpy(kernel.variable)))
+        if wrong:
+            raise ModelError(
+                f"Kernel {kernel.name!r} holds weights that are NaN or infinite. Load weights of before the training "
+                f"diverged. Received: {wrong} such weights of {kernel.variable.shape.num_elements()}."
+            )
 
 
 def _within(layer: keras.layers.Layer, tables: bool) -> list[Kernel]:

@@ -23,20 +23,23 @@ def fits(name: str, patterns: Iterable[str]) -> bool:
 
 
 def check_patterns(names: Iterable[str], arguments: Mapping[str, Iterable[str] | None]) -> None:
-    """Refuses patterns that fit no layer.
+    """Refuses patterns that fit no layer, and a string in the place of a list of them.
 
     Args:
         names: Names of the layers that may be meant.
         arguments: Patterns by the name of their argument, or None where it was not given.
 
     Raises:
-        InvalidArgumentError: For the first pattern that fits none of the names.
+        InvalidArgumentError: For the first argument that is a string, or pattern that fits none of the names.
 
     Example:
         >>> check_patterns(["conv", "dense"], {"include": None, "exclude": ["den*"]})
     """
     names = list(dict.fromkeys(names))
     for argument, patterns in arguments.items():
+        # Its letters would be taken for patterns.
+        if isinstance(patterns, str):
+            raise InvalidArgumentError(argument, "a list of patterns of layer names", patterns)
         for pattern in patterns or ():
             if not fnmatch.filter(names, pattern):
                 raise InvalidArgumentError(argument, f"patterns of the layer names {names}", pattern)

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.constraints import Held
+from tfcompress.techniques.constraints import Held, begin
 from tfcompress.techniques.kernels import find_kernels
 
 
@@ -80,12 +80,14 @@ class HoldMasks(keras.callbacks.Callback):
         self._masks: list[KernelMask] = []
 
     def on_train_begin(self, logs=None):
+        self._masks = []
         for kernel in self._kernels:
             keep = keras.ops.convert_to_numpy(kernel) != 0
             if not keep.all():
                 mask = KernelMask(kernel, self.model.distribute_strategy)
                 mask.assign(keep)
                 self._masks.append(mask)
+        begin(self._masks, self.params)
         # A step that was compiled before knows nothing of the masks.
         self.model.make_train_function(force=True)
 

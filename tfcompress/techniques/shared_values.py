@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.graph.normalized_sums import normalized_sums
-from tfcompress.techniques.constraints import Held
+from tfcompress.techniques.constraints import Held, begin
 from tfcompress.techniques.kernels import find_kernels, kernels_of
 
 # What the integers of a file can tell apart.
@@ -53,6 +53,8 @@ class SharedValues(Held):
     Reference:
         Han et al., "Deep Compression", 2015, section 3, https://arxiv.org/abs/1510.00149
     """
+
+    keeps_values_few = True
 
     def __init__(self, variable: Any, strategy: Any = None):
         kernel = keras.ops.convert_to_numpy(variable)
@@ -89,6 +91,9 @@ class HoldClusters(keras.callbacks.Callback):
         model: The model to hold (the student, when it trains inside a `Distiller`). Every kernel of at most 256 values,
             fewer than it has weights, is held.
 
+    Raises:
+        TrainingError: When training begins, if the same `fit` prunes a kernel that is held.
+
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="y")])
         >>> model.layers[0].kernel.assign([[0.5, 1.0], [1.0, 0.5]]).shape
@@ -108,7 +113,7 @@ class HoldClusters(keras.callbacks.Callback):
         kernels = [kernel.variable for kernel in find_kernels(self._clustered, tables=True)]
         few = [kernel for kernel in kernels if holds_few_values(keras.ops.convert_to_numpy(kernel))]
         strategy = self.model.distribute_strategy
-        self._held = share(self.model, self._clustered, few, lambda kernel: SharedValues(kernel, strategy))
+        self._held = share(self, self._clustered, few, lambda kernel: SharedValues(kernel, strategy))
 
     def on_train_end(self, logs=None):
         release(self.model, self._held)
@@ -116,15 +121,18 @@ class HoldClusters(keras.callbacks.Callback):
 
 
 def share(
-    trained: keras.Model, clustered: keras.Model, kernels: Sequence[Any], hold: Callable[[Any], Held]
+    callback: keras.callbacks.Callback, clustered: keras.Model, kernels: Sequence[Any], hold: Callable[[Any], Held]
 ) -> list[Held]:
     """Installs shared values on kernels of a model, and positive factors on what is folded into them.
 
     Args:
-        trained: The model that is about to be trained.
-        clustered: The same, or its student.
+        callback: Whose training begins.
+        clustered: The model that is trained, or its student.
         kernels: Variables of `clustered`.
         hold: Gives the constraint of one of them that keeps its values few.
+
+    Raises:
+        TrainingError: If the same training prunes one of them.
     """
     held = [hold(kernel) for kernel in kernels]
     chosen = {id(kernel) for kernel in kernels}
@@ -132,8 +140,9 @@ def share(
         is_shared = any(id(kernel) in chosen for kernel in kernels_of(layer))
         if is_shared and norm.gamma.trainable and keras.ops.convert_to_numpy(norm.gamma).min() >= 0:
             held.append(PositiveFactors(norm.gamma))
+    begin(held, callback.params)
     # A step that was compiled before knows nothing of them.
-    trained.make_train_function(force=True)
+    callback.model.make_train_function(force=True)
     return held
 
 

@@ -15,7 +15,8 @@ import keras
 from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluster_kernel
 from tfcompress.techniques.cluster.one_shot import make_signs_equal
 from tfcompress.techniques.cluster.reassignment import Clusters, ReassignedValues
-from tfcompress.techniques.cluster.selection import clusterable_variables
+from tfcompress.techniques.cluster.selection import check_constraints, clusterable_in_file
+from tfcompress.techniques.kernels import check_finite
 from tfcompress.techniques.shared_values import MOST_VALUES, release, share
 
 
@@ -40,7 +41,10 @@ class WeightClustering(keras.callbacks.Callback):
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
-        ModelError: If the model has nothing to cluster, or is quantization-aware already, with scales of channels.
+        ModelError: If the model has nothing to cluster, a kernel has a constraint of its layer other than `NonNeg`, or
+            the model is quantization-aware already, with scales of channels; when training begins, if a kernel holds
+            NaN or infinity.
+        TrainingError: When training begins, if the same `fit` prunes a kernel; prune in one before it.
 
     Example:
         >>> import numpy as np
@@ -68,7 +72,10 @@ class WeightClustering(keras.callbacks.Callback):
     ):
         super().__init__()
         check_clusters("WeightClustering", clusters, init, MOST_VALUES)
-        self._kernels = clusterable_variables(model, clusters, include, exclude)
+        clusters = int(clusters)
+        self._found = clusterable_in_file(model, clusters, include, exclude)
+        check_constraints(self._found)
+        self._kernels = [kernel.variable for kernel in self._found]
         self._clustered = model
         self._clusters = clusters
         self._init = init
@@ -83,6 +90,7 @@ class WeightClustering(keras.callbacks.Callback):
         return [variable for state in self._states for variable in state.variables]
 
     def on_train_begin(self, logs=None):
+        check_finite(self._found)
         make_signs_equal(self._clustered, self._kernels)
         for kernel, state in zip(self._kernels, self._states, strict=True):
             weights = keras.ops.convert_to_numpy(kernel)
@@ -90,7 +98,7 @@ class WeightClustering(keras.callbacks.Callback):
                 state.choose(weights, cluster_kernel(weights, self._clusters, self._init, seed=self._seed))
         states = {id(kernel): state for kernel, state in zip(self._kernels, self._states, strict=True)}
         self._held = share(
-            self.model, self._clustered, self._kernels, lambda kernel: ReassignedValues(kernel, states[id(kernel)])
+            self, self._clustered, self._kernels, lambda kernel: ReassignedValues(kernel, states[id(kernel)])
         )
 
     def on_train_end(self, logs=None):

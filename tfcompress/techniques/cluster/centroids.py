@@ -9,6 +9,7 @@ weights stay equal. Left out: training the values (`callback.py`).
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 
 import numpy as np
@@ -60,9 +61,9 @@ INITS: dict[str, Init] = {"k-means++": plus_plus, "linear": linear, "density": d
 
 def check_clusters(owner: str, clusters: int, init: str | Init, most: int) -> None:
     """Raises an `InvalidArgumentError` for the first of these arguments of `owner` that is out of its range."""
-    if not isinstance(clusters, int) or not 2 <= clusters <= most:
+    if not isinstance(clusters, numbers.Integral) or not 2 <= clusters <= most:
         raise InvalidArgumentError(f"{owner}.clusters", f"an integer from 2 to {most}", clusters)
-    if init not in INITS and not callable(init):
+    if not callable(init) and not (isinstance(init, str) and init in INITS):
         raise InvalidArgumentError(f"{owner}.init", f"one of {tuple(INITS)}, or a callable", init)
 
 

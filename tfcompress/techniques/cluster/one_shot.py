@@ -13,8 +13,9 @@ import keras
 
 from tfcompress.graph.normalized_sums import make_factors_positive, normalized_sums
 from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluster_kernel
-from tfcompress.techniques.cluster.selection import clusterable_variables
-from tfcompress.techniques.kernels import kernels_of
+from tfcompress.techniques.cluster.selection import clusterable_in_file
+from tfcompress.techniques.constraints import constraint_of_layer
+from tfcompress.techniques.kernels import check_finite, kernels_of
 from tfcompress.techniques.shared_values import MOST_VALUES, holds_few_values
 from tfcompress.training.copying import copy_model
 
@@ -48,8 +49,8 @@ def cluster(
 
     Raises:
         InvalidArgumentError: If an argument is out of its range.
-        ModelError: If the model cannot be copied, has nothing to cluster, or is quantization-aware already, with scales
-            of channels.
+        ModelError: If the model cannot be copied, has nothing to cluster, a kernel holds NaN or infinity, or the model
+            is quantization-aware already, with scales of channels.
 
     Example:
         >>> import numpy as np
@@ -63,7 +64,10 @@ def cluster(
     """
     check_clusters("cluster", clusters, init, MOST_VALUES)
     clustered = copy_model(model)
-    kernels = clusterable_variables(clustered, clusters, include, exclude)
+    clusters = int(clusters)
+    found = clusterable_in_file(clustered, clusters, include, exclude)
+    check_finite(found)
+    kernels = [kernel.variable for kernel in found]
     make_signs_equal(clustered, kernels)
     for kernel in kernels:
         kernel.assign(cluster_kernel(keras.ops.convert_to_numpy(kernel), clusters, init, seed=seed))
@@ -74,7 +78,8 @@ def make_signs_equal(model: keras.Model, kernels: Sequence[Any]) -> None:
     """Prepares a model for kernels that hold few values in the integer file too.
 
     Where a BatchNormalization follows that the file folds into a kernel, the signs of its negative factors go into the
-    kernel, which changes nothing: in the file they would turn the signs of a channel's integers around.
+    kernel, which changes nothing: in the file they would turn the signs of a channel's integers around. A layer with a
+    constraint of its own, which may be on signs, is left as it is; its file may hold each value with both signs.
 
     Args:
         model: The model, which is changed.
@@ -82,7 +87,8 @@ def make_signs_equal(model: keras.Model, kernels: Sequence[Any]) -> None:
     """
     chosen = {id(kernel) for kernel in kernels}
     for layer, norm in normalized_sums(model):
-        if any(
+        turned = [*kernels_of(layer), getattr(layer, "bias", None)]
+        if all(constraint_of_layer(variable) is None for variable in turned) and any(
             id(kernel) in chosen and not holds_few_values(keras.ops.convert_to_numpy(kernel))
             for kernel in kernels_of(layer)
         ):

@@ -11,13 +11,14 @@ out: choosing the first values (`centroids.py`), and holding them afterwards wit
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.techniques.constraints import Held
+from tfcompress.techniques.constraints import Held, constraint_of_layer
 
 
 class Clusters:
@@ -46,7 +47,12 @@ class Clusters:
 
     def are_of(self, kernel: np.ndarray) -> bool:
         """Whether a kernel holds just their values, as that of a training that goes on does."""
-        return np.array_equal(self.kernel(), kernel.reshape(-1))
+        return np.array_equal(self.kernel().numpy().astype(kernel.dtype), kernel.reshape(-1))
+
+    def are_as_many(self, kernel: np.ndarray) -> bool:
+        """Whether a kernel holds no more values than it may, and its zeros, as that of an earlier epoch does."""
+        zeros = self._groups.numpy() == self._most
+        return len(np.unique(kernel)) <= self._most and not kernel.reshape(-1)[zeros].any()
 
     def choose(self, kernel: np.ndarray, few: np.ndarray) -> None:
         """Takes over a kernel's weights, and those of the kernel that stands for it, of few values."""
@@ -60,14 +66,17 @@ class Clusters:
         """The kernel of few values, flat."""
         return _gather(tf.convert_to_tensor(self._centroids), tf.convert_to_tensor(self._groups))
 
-    def follow(self, stepped: tf.Tensor) -> None:
+    def follow(self, step: tf.Tensor, constrain: Callable[[tf.Tensor], tf.Tensor]) -> None:
         """Does to the weights what the optimizer did to the kernel, and one step of Lloyd's algorithm.
 
+        A step that left the kernel as it is, such as one of an optimizer that accumulates gradients, changes nothing.
+
         Args:
-            stepped: The kernel after the optimizer's step, flat, float32.
+            step: What the optimizer added to the kernel, flat, float32.
+            constrain: The constraint that the layer has for weights, which are flat; their mean must fulfil it too.
         """
         before, centroids = tf.convert_to_tensor(self._groups), tf.convert_to_tensor(self._centroids)
-        own = self._own + stepped - _gather(centroids, before)
+        own = constrain(self._own + step)
         borders = (centroids[:-1] + centroids[1:]) / 2
         groups = tf.where(before == self._most, before, tf.searchsorted(borders, own))
         members, moves = (
@@ -75,17 +84,20 @@ class Clusters:
             # The mean as the centroid and the mean distance from it keeps the sums small and exact.
             for of_weights in (tf.ones_like(own), own - _gather(centroids, groups))
         )
-        self._own.assign(own)
-        self._groups.assign(groups)
         # None leaves its stretch of the line, so that they stay sorted; one that no weight has stays where it is.
-        self._centroids.assign(centroids + moves / tf.maximum(members, 1))
+        means = centroids + moves / tf.maximum(members, 1)
+        # No condition of the graph: replicas could not assign within it.
+        moved = tf.reduce_any(step != 0)
+        for variable, value in ((self._own, own), (self._groups, groups), (self._centroids, means)):
+            variable.assign(tf.where(moved, value, tf.convert_to_tensor(variable)))
 
 
 class ReassignedValues(Held):
     """The constraint of one kernel that keeps it at few values, and lets its weights change which.
 
     Args:
-        variable: A trainable Keras variable; a constraint that it has already is applied before.
+        variable: A trainable Keras variable; a constraint that it has already is applied before. That of its layer must
+            be one on each weight by itself, which a mean of such weights keeps; see `check_constraints`.
         clusters: Its clusters, which were chosen.
 
     Example:
@@ -103,18 +115,23 @@ class ReassignedValues(Held):
         2013, https://arxiv.org/abs/1308.3432
     """
 
+    keeps_values_few = True
+
     def __init__(self, variable: Any, clusters: Clusters):
         self._clusters = clusters
         super().__init__(variable)
         variable.assign(self._shaped(variable))
 
     def hold(self, value: tf.Tensor) -> tf.Tensor:
-        self._clusters.follow(tf.cast(tf.reshape(value, [-1]), tf.float32))
+        before = tf.cast(self._shaped(value), tf.float32)
+        step = tf.reshape(tf.cast(value, tf.float32) - before, [-1])
+        self._clusters.follow(step, constraint_of_layer(self.variable) or tf.identity)
         return self._shaped(value)
 
     def reapply(self) -> None:
-        # What no one else has written to is as it must be; a further step would move it.
-        if not self._clusters.are_of(keras.ops.convert_to_numpy(self.variable)):
+        # What holds its few values is as it must be: that of the last step, which a further one would move, or that of
+        # an earlier epoch, which `EarlyStopping` went back to. An average of weights does not.
+        if not self._clusters.are_as_many(keras.ops.convert_to_numpy(self.variable)):
             super().reapply()
 
     def _shaped(self, like: Any) -> tf.Tensor:

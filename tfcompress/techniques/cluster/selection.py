@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from tfcompress.errors import ModelError
+from tfcompress.techniques.constraints import constraint_of_layer
 from tfcompress.techniques.kernels import Kernel, find_kernels
 from tfcompress.techniques.layer_names import check_patterns, fits
 
@@ -55,10 +56,10 @@ def clusterable_kernels(
     return chosen
 
 
-def clusterable_variables(
+def clusterable_in_file(
     model: keras.Model, clusters: int, include: Iterable[str] | None = None, exclude: Iterable[str] = ()
-) -> list[Any]:
-    """The variables that are clustered, of layers that can hold few values in the exported file too.
+) -> list[Kernel]:
+    """The kernels that are clustered, of layers that can hold few values in the exported file too.
 
     Raises:
         InvalidArgumentError: As `clusterable_kernels`.
@@ -71,7 +72,25 @@ def clusterable_variables(
                 f"Layer {kernel.layer.name!r} rounds each channel to a scale of its own, which would make other "
                 "integers of equal weights in each channel. Cluster the model before `quantize_aware`."
             )
-    return [kernel.variable for kernel in kernels]
+    return kernels
+
+
+def check_constraints(kernels: Iterable[Kernel]) -> None:
+    """Refuses kernels whose values cannot be trained within the constraint that their layer has.
+
+    A value is the mean of its weights. Where each weight is at least zero so is their mean; nothing like it holds of
+    norms, or of constraints that are not known.
+
+    Raises:
+        ModelError: For the first kernel with a constraint other than `NonNeg`.
+    """
+    for kernel in kernels:
+        constraint = constraint_of_layer(kernel.variable)
+        if constraint is not None and not isinstance(constraint, keras.constraints.NonNeg):
+            raise ModelError(
+                f"Kernel {kernel.name!r} has a constraint, {type(constraint).__name__}, that values shared by its "
+                "weights would not keep; only NonNeg is kept. Name the layer in `exclude`, or remove the constraint."
+            )
 
 
 def has_scales_of_channels(layer: Any) -> bool:

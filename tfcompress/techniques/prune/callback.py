@@ -14,6 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError, TrainingError
+from tfcompress.techniques.constraints import begin
+from tfcompress.techniques.kernels import check_finite
+from tfcompress.techniques.listening import steps_so_far
 from tfcompress.techniques.masks import KernelMask
 from tfcompress.techniques.prune.budgets import as_budget, uniform
 from tfcompress.techniques.prune.criteria import as_criterion, check_scores
@@ -29,13 +32,23 @@ from tfcompress.techniques.schedules import Schedule, SchedulePlan, check_reacha
 RANKINGS = ("layer", "global")
 
 
+class _GrowingMask(KernelMask):
+    """The mask of a kernel that is being pruned."""
+
+    adds_zeros = True
+
+
 class WeightPruning(keras.callbacks.Callback):
     """Prunes weights of a model during `fit`.
 
     Works in plain `model.fit` and inside a custom `train_step`, with `jit_compile`, `steps_per_execution`, mixed
     precision and distribution strategies. By magnitude, resuming needs no state beside the model and its optimizer: the
-    zeros are the mask, and `optimizer.iterations` is the place in the schedule. What other options have to remember is
-    in `variables`, which `tfcompress.fit` keeps in its checkpoints.
+    zeros are the mask, and the steps that the optimizer counts are the place in the schedule. What other options have
+    to remember is in `variables`, which `tfcompress.fit` keeps in its checkpoints.
+
+    The zeros at the end of training are those of its last step. Where a callback that goes back to the weights of an
+    earlier epoch (`EarlyStopping`) comes before this one, these weights get the last zeros too, and what is left is no
+    epoch's model; where it comes after, the model is that epoch's, as sparse as it was then.
 
     Args:
         model: The model to prune: the one that is fitted, or the student of a `Distiller`.
@@ -57,7 +70,9 @@ class WeightPruning(keras.callbacks.Callback):
     Raises:
         InvalidArgumentError: If an argument is out of its range.
         ModelError: If the model has nothing to prune, or the pattern does not fit a kernel.
-        TrainingError: When training begins, if the schedule cannot reach its target in the planned steps.
+        TrainingError: When training begins, if the schedule cannot reach its target in the planned steps, or the same
+            `fit` holds a kernel at few values; cluster in one after it.
+        ModelError: When weights are pruned, if a kernel holds NaN or infinity.
 
     Example:
         >>> import tensorflow_model_optimization as tfmot
@@ -134,7 +149,8 @@ class WeightPruning(keras.callbacks.Callback):
         return self._step >= self._final_step
 
     def on_train_begin(self, logs=None):
-        self._masks = [KernelMask(kernel.variable, self.model.distribute_strategy) for kernel in self._kernels]
+        self._masks = [_GrowingMask(kernel.variable, self.model.distribute_strategy) for kernel in self._kernels]
+        begin(self._masks, self.params)
         for watch in self._watches:
             watch.install(self.model.optimizer)
         self._plan = None
@@ -174,8 +190,7 @@ class WeightPruning(keras.callbacks.Callback):
                 "Received: data of unknown length. Pass `steps_per_epoch` to `fit`."
             )
         # Under loss scaling the optimizer leaves out steps that overflow, and counts fewer than there were.
-        iterations = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
-        self._step = max(iterations, epoch * steps)
+        self._step = max(steps_so_far(self.model.optimizer), epoch * steps)
         total = self._step + (self.params["epochs"] - epoch) * steps
         self._plan = SchedulePlan.read(self._schedule, total)
         self._final_step = check_reachable(self._schedule, self._plan)
@@ -235,6 +250,7 @@ class WeightPruning(keras.callbacks.Callback):
 
     def _choose(self, kept: list[np.ndarray], sparsity: float, *, observed: bool = True) -> list[np.ndarray]:
         """Masks for a sparsity; what is pruned goes first. Not `observed`, magnitude stands in for the criterion."""
+        check_finite(self._kernels)
         scores = self._scores() if observed else [np.abs(values) for values in self._values()]
         return choose_masks(
             ranked(scores, kept), sparsity, budget=self._budget, pattern=self._pattern, layouts=self._layouts

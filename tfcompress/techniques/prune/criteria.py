@@ -87,10 +87,11 @@ def check_scores(name: str, scores: Any, shape: tuple[int, ...]) -> np.ndarray:
     """Scores as an array of floats.
 
     Raises:
-        InvalidArgumentError: If they are not numbers of the kernel's shape.
+        InvalidArgumentError: If they are not finite numbers of the kernel's shape.
     """
     scores = np.asarray(scores, float)
-    if scores.shape != tuple(shape) or np.isnan(scores).any():
-        received = "NaN" if scores.shape == tuple(shape) else f"shape {scores.shape}"
-        raise InvalidArgumentError("criterion", f"scores of the shape {tuple(shape)} of kernel {name!r}", received)
+    if scores.shape != tuple(shape) or not np.isfinite(scores).all():
+        received = "NaN or infinity" if scores.shape == tuple(shape) else f"shape {scores.shape}"
+        expected = f"finite scores of the shape {tuple(shape)} of kernel {name!r}"
+        raise InvalidArgumentError("criterion", expected, received)
     return scores

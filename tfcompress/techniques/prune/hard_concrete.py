@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.listening import Apply, OptimizerListener
+from tfcompress.techniques.listening import Apply, OptimizerListener, step_counter
 from tfcompress.techniques.prune.kernels import prunable_kernels
 
 # Of the paper: the sharpness of the distribution, and how far it is stretched beyond 0 and 1.
@@ -31,7 +31,11 @@ class HardConcretePruning(keras.callbacks.Callback):
     """Learns which weights are zero, by a penalty on the expected number of those that are not.
 
     Works with `jit_compile`, mixed precision, a `Distiller` and custom `train_step`s, on one replica. Afterwards
-    `HoldMasks` keeps the zeros.
+    `HoldMasks` keeps the zeros. A further `fit` with the same callback goes on with the gates as they are, or with open
+    ones in a kernel that was given other weights.
+
+    Callbacks that keep the weights of an epoch, such as `EarlyStopping`, go after this one: before it they see those of
+    the gates that the last step has drawn, unless there is validation data.
 
     Args:
         model: The model to prune: the one that is fitted, or the student of a `Distiller`.
@@ -110,7 +114,10 @@ class HardConcretePruning(keras.callbacks.Callback):
         self._show_likely()
 
     def on_train_end(self, logs=None):
-        self._show_likely()
+        # An optimizer that averages weights has overwritten what the last epoch showed. What others wrote since, such
+        # as the weights of the best epoch, they meant.
+        if self._listener.optimizer.use_ema:
+            self._show_likely()
         self._listener.remove()
         self.model.make_train_function(force=True)
 
@@ -137,7 +144,7 @@ class HardConcretePruning(keras.callbacks.Callback):
                 [gate_gradients[id(gated.kernel)] for gated in learned], [gated.log_alpha for gated in learned]
             )
         for gated in learned:
-            gated.draw(self._listener.optimizer.iterations)
+            gated.draw(step_counter(self._listener.optimizer))
         return result
 
 
@@ -152,6 +159,7 @@ class _GatedKernel:
 
     def __init__(self, kernel: keras.Variable, start: float, seed: int):
         self.kernel = kernel
+        self._start = start
         self._seed = seed
         self._plain = tf.Variable(tf.convert_to_tensor(kernel), trainable=False)
         self._begun = tf.Variable(0.0, trainable=False)
@@ -164,9 +172,14 @@ class _GatedKernel:
         return [self._plain, self._begun, self._drawn, self.log_alpha]
 
     def begin(self) -> None:
-        """Takes the kernel's weights, unless a resumed training brought its own."""
-        if not self._begun.numpy():
-            self._plain.assign(tf.convert_to_tensor(self.kernel))
+        """Takes the kernel's weights and opens the gates, unless it holds what was shown last: a training goes on."""
+        shown = (self._drawn, tf.sigmoid(tf.convert_to_tensor(self.log_alpha)))
+        kernel = tf.convert_to_tensor(self.kernel)
+        goes_on = any(bool(tf.reduce_all(kernel == self._plain * _stretched(gates))) for gates in shown)
+        if not (self._begun.numpy() and goes_on):
+            self._plain.assign(kernel)
+            self._drawn.assign(tf.fill(self._drawn.shape, tf.sigmoid(self._start)))
+            self.log_alpha.assign(tf.fill(self._drawn.shape, self._start))
             self._begun.assign(1.0)
 
     def show_plain(self) -> None:

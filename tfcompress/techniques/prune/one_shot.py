@@ -12,9 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.errors import DataError, InvalidArgumentError
-from tfcompress.techniques.kernels import Kernel
+from tfcompress.errors import DataError, InvalidArgumentError, ModelError
+from tfcompress.techniques.kernels import Kernel, check_finite
+from tfcompress.techniques.labelled import labelled_batches
 from tfcompress.techniques.prune.budgets import as_budget
+from tfcompress.techniques.prune.callback import check_options
 from tfcompress.techniques.prune.criteria import Criterion, as_criterion, check_scores
 from tfcompress.techniques.prune.kernels import prunable_kernels
 from tfcompress.techniques.prune.patterns import Pattern, RowLayout, check_pattern
@@ -30,7 +32,7 @@ def prune_weights(
     criterion: Any = "l1",
     pattern: str | None = None,
     budget: Any = "uniform",
-    data: Iterable[tuple[Any, Any]] | None = None,
+    data: Any = None,
     loss: Callable[[Any, Any], Any] | None = None,
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
@@ -45,7 +47,8 @@ def prune_weights(
         criterion: What a weight is worth; see `WeightPruning`. All but `"movement"`, which training alone tells.
         pattern: What gets zeros together; see `WeightPruning`.
         budget: How the sparsity is shared out; see `WeightPruning`.
-        data: Batches `(inputs, targets)` for a criterion that needs gradients.
+        data: For a criterion that needs gradients: a `Dataset` (its train split), a `tf.data.Dataset` of batches `(x,
+            y)`, a tuple of arrays `(x, y)`, or a list or another iterable of batches `(x, y)`.
         loss: A Keras loss `(targets, outputs)` for such a criterion.
         include: Patterns of layer names to prune; see `prunable_kernels` for what is pruned by default.
         exclude: Patterns of layer names not to prune.
@@ -57,7 +60,8 @@ def prune_weights(
     Raises:
         InvalidArgumentError: If an argument is out of its range or missing.
         DataError: If `data` holds no batch.
-        ModelError: If the model has nothing to prune, cannot be copied, or the pattern does not fit a kernel.
+        ModelError: If the model has nothing to prune, cannot be copied, the pattern does not fit a kernel, or a kernel
+            holds NaN or infinity, or has no gradient where one is needed.
 
     Example:
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="hidden"), keras.layers.Dense(2)])
@@ -66,10 +70,12 @@ def prune_weights(
         0.75
     """
     chosen, parsed = as_criterion("prune_weights", criterion), Pattern.parse(pattern)
+    check_options("prune_weights", pattern=pattern, budget=budget, rewind=None, regrow=0.0)
     sparsity = _sparsity(sparsity, threshold, criterion, pattern, parsed)
     pruned = copy_model(model)
     kernels = prunable_kernels(pruned, include, exclude)
     check_pattern(parsed, kernels)
+    check_finite(kernels)
     values = [keras.ops.convert_to_numpy(kernel.variable) for kernel in kernels]
     if threshold is not None:
         masks = [np.abs(value) >= threshold for value in values]
@@ -133,10 +139,18 @@ def _observe(
     variables = [kernel.variable.value for kernel in kernels]
     sums = [np.zeros(variable.shape) for variable in variables]
     batches = 0
-    for inputs, targets in data:
+    # A list or a generator of batches is taken as it is.
+    is_iterable = isinstance(data, Iterable) and not isinstance(data, tuple | tf.data.Dataset)
+    for inputs, targets, *_ in data if is_iterable else labelled_batches(model, data):
         with tf.GradientTape() as tape:
             value = tf.reduce_mean(loss(targets, model(inputs, training=False)))
-        for total, variable, gradient in zip(sums, variables, tape.gradient(value, variables), strict=True):
+        gradients = tape.gradient(value, variables)
+        for kernel, total, variable, gradient in zip(kernels, sums, variables, gradients, strict=True):
+            if gradient is None:
+                raise ModelError(
+                    f"Kernel {kernel.name!r} has no gradient, since the loss does not depend on it. Name its layer in "
+                    "`exclude`, or take a criterion that needs no gradients, such as l1."
+                )
             total += observe(tf.convert_to_tensor(variable), tf.convert_to_tensor(gradient)).numpy()
         batches += 1
     if not batches:
