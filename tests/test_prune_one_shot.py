@@ -99,7 +99,8 @@ def test_gradients_from_data():
         ({"sparsity": 0.5, "criterion": "taylor"}, "given for a criterion of gradients"),
         ({"sparsity": 0.5, "criterion": "movement"}, "one that needs no training"),
     ],
-    ids=str,
+    # A function's address would make another name in each process.
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_arguments_out_of_range(arguments, message):
     with pytest.raises(InvalidArgumentError, match=message):
