@@ -87,6 +87,17 @@ def test_every_batch_brings_what_the_teacher_says_about_its_pictures(kind, data,
             np.testing.assert_allclose(x.teacher_outputs, model(x.inputs), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize("batch_size", [10, 1000])
+def test_the_size_of_batches_changes_nothing(batch_size, data, tmp_path):
+    # Below what the key looks at, and above a shard.
+    expected = tfc.cache_teacher(build(), data, tmp_path / "cache")
+    assert files(tmp_path / "cache").count("view-000/00004.npy") == 1
+    tfc.cache_teacher(build(), data, tmp_path / "cache", batch_size=batch_size)
+    actual = tfc.cache_teacher(build(), data, tmp_path / "other", batch_size=batch_size)
+    every = np.arange(1295)
+    np.testing.assert_allclose(actual.rows(1, every), expected.rows(1, every), rtol=1e-3, atol=1e-3)
+
+
 def test_the_largest_logits_keep_their_probabilities(digits, tmp_path):
     model = build()
     stored = tfc.cache_teacher(model, digits, tmp_path / "cache", top_k=3)

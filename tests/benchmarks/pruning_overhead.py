@@ -8,11 +8,11 @@ other programs on the machine disturb less. The schedule prunes every 50 steps, 
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import keras
 import numpy as np
+from step_clock import step_clock
 
 import tfcompress as tfc
 from tfcompress.files import write_json
@@ -26,16 +26,6 @@ def make():
     model = tfc.build_model("resnet", input_shape=(32, 32, 3), num_classes=10, depth=8)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
-
-
-class StepClock(keras.callbacks.Callback):
-    """Time from the end of the first step, which compiles, to the end of the last."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        now = np.array([time.perf_counter(), time.process_time()])
-        if batch == 0:
-            self.started = now
-        self.seconds, self.cpu_seconds = now - self.started
 
 
 def cases(names):
@@ -62,7 +52,7 @@ def main():
     for number in range(args.rounds):
         turned = names[number % len(names) :] + names[: number % len(names)]
         for name in turned:
-            model, clock = models[name], StepClock()
+            model, clock = models[name], step_clock(keras)
             callbacks = [clock]
             if name != "plain":
                 start = int(model.optimizer.iterations.numpy())
@@ -70,10 +60,10 @@ def main():
                 schedule = tfmot_schedules().PolynomialDecay(0.0, final, start, start + args.steps - 50, frequency=50)
                 callbacks = [tfc.WeightPruning(model, schedule, **pruned[name]), clock]
             model.fit(x, y, batch_size=BATCH, verbose=0, callbacks=callbacks)
-            times[name].append([clock.seconds, clock.cpu_seconds])
+            times[name].append(clock.seconds)
         print(number, {name: np.round(values[-1], 2).tolist() for name, values in times.items()}, flush=True)
     plain = np.array(times["plain"])
-    result = {"step_ms_plain": 1000 * float(np.median(plain[:, 0])) / (args.steps - 1)}
+    result = {"step_ms_plain": 1000 * float(np.median(plain[:, 0])) / (args.steps - 2)}
     result |= {"rounds": args.rounds, "steps": args.steps, "batch": BATCH}
     for name in pruned:
         ratios = np.array(times[name]) / plain

@@ -8,29 +8,15 @@ which other processes on the machine disturb less. TFMOT's model is made and tra
 """
 
 import argparse
-import time
 from pathlib import Path
 
 import numpy as np
+from step_clock import step_clock
 
 import tfcompress as tfc
 from tfcompress.files import write_json
 
 BATCH = 32
-
-
-def clock_of(library):
-    class StepClock(library.callbacks.Callback):
-        """Time from the end of the second step, after which nothing is compiled, to the end of the last."""
-
-        def on_train_batch_end(self, batch, logs=None):
-            now = np.array([time.perf_counter(), time.process_time()])
-            if batch == 1:
-                self.started = now
-            elif batch > 1:
-                self.seconds = now - self.started
-
-    return StepClock()
 
 
 def compiled(library, model):
@@ -64,7 +50,7 @@ def main():
     for number in range(args.rounds + 1):
         for name in models if number % 2 == 0 else reversed(models):
             library, one = models[name]
-            clock = clock_of(library)
+            clock = step_clock(library)
             one.fit(x, y, batch_size=BATCH, verbose=0, callbacks=[clock])
             times[name].append(clock.seconds)
         print(number, {name: values[-1].round(3).tolist() for name, values in times.items()}, flush=True)

@@ -6,7 +6,8 @@ trained alike under a larger teacher.
 
 The teacher's logits are computed once, for some augmented views of each training picture (flips and shifts, a function
 of the seed), and student and teacher see the very same pictures. Of the 50,000 training pictures the last 1,000 are the
-validation split. The last epoch counts; the test split is read at the end only, and chooses nothing.
+validation split. The last epoch counts; the test split is read at the end only, and chooses nothing. An interrupted run
+goes on from its last whole epoch.
 """
 
 import argparse
@@ -84,15 +85,19 @@ def accuracy(model, x, y):
     return float(np.mean(model.predict(x, batch_size=500, verbose=0).argmax(1) == y))
 
 
-def train(model, views, targets, args, seed):
+def train(model, views, targets, args, seed, saved):
     keras.utils.set_random_seed(seed)
     steps = args.epochs * (len(views[0]) // BATCH)
     schedule = keras.optimizers.schedules.CosineDecay(1e-5, steps, warmup_target=args.learning_rate, warmup_steps=200)
     model.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4), distillation_loss(args.weight))
-    rng = np.random.default_rng(seed)
-    for epoch in range(args.epochs):
+    model.optimizer.build(model.trainable_variables)
+    done = sorted(saved.glob("*.weights.h5")) if saved.exists() else []
+    if done:
+        model.load_weights(done[-1])
+    saved.mkdir(parents=True, exist_ok=True)
+    for epoch in range(len(done), args.epochs):
         at = epoch % len(views)
-        order = rng.permutation(len(views[at]))[: len(views[at]) // BATCH * BATCH]
+        order = np.random.default_rng([seed, epoch]).permutation(len(views[at]))[: len(views[at]) // BATCH * BATCH]
         data = tf.data.Dataset.from_tensor_slices(order.reshape(-1, BATCH)).map(
             lambda index, at=at: tf.numpy_function(
                 lambda one: (views[at][one], targets[at][one]), [index], (tf.float32, tf.float32)
@@ -102,6 +107,9 @@ def train(model, views, targets, args, seed):
         started = time.perf_counter()
         loss = model.fit(data.prefetch(4), verbose=0).history["loss"][0]
         print(f"  epoch {epoch + 1}: loss {loss:.4f}, {time.perf_counter() - started:.0f} s", flush=True)
+        partial = saved.parent / f"{saved.name}.partial.weights.h5"
+        model.save_weights(partial)
+        partial.rename(saved / f"{epoch + 1:03d}.weights.h5")
 
 
 def main():
@@ -139,9 +147,10 @@ def main():
                 samples=2000, seed=seed,
             )  # fmt: skip
             row = {"seed": seed, "criterion": criterion, "macs": count_macs(small), "params": small.count_params()}
+            row["epochs"] = args.epochs
             row["before_validation"] = accuracy(small, *splits["validation"])
             print(row, flush=True)
-            train(small, views, targets, args, seed)
+            train(small, views, targets, args, seed, args.out.with_suffix(f".{criterion}.{seed}"))
             row["validation"] = accuracy(small, *splits["validation"])
             row["test"] = accuracy(small, *splits["test"])
             print(row, flush=True)

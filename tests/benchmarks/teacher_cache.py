@@ -16,22 +16,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from step_clock import step_clock
 
 import tfcompress as tfc
 from tfcompress.files import write_json
 
 BATCH = 128
-
-
-class StepClock(keras.callbacks.Callback):
-    """Time from the end of the second step, after which nothing is compiled, to the end of the last."""
-
-    def on_train_batch_end(self, batch, logs=None):
-        now = np.array([time.perf_counter(), time.process_time()])
-        if batch == 1:
-            self.started = now
-        elif batch > 1:
-            self.seconds = now - self.started
 
 
 def student():
@@ -98,7 +88,7 @@ def main():
             times.setdefault("build", []).append(timed(lambda path=path: tfc.cache_teacher(teacher, data, path))[0])
             for name in models if number % 2 == 0 else reversed(models):
                 model, batches = models[name]
-                clock = StepClock()
+                clock = step_clock(keras)
                 model.fit(batches(number), steps_per_epoch=args.steps, verbose=0, callbacks=[clock])
                 # All steps as long as those that were timed.
                 times.setdefault(name, []).append(clock.seconds * args.steps / (args.steps - 2))

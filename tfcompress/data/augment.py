@@ -71,10 +71,6 @@ class Augmentation:
         """Whether any picture is changed at all."""
         return bool(self.flip or self.shift or self.crop)
 
-    def view_of(self, epoch: int | tf.Tensor) -> int | tf.Tensor:
-        """Number of the view that an epoch shows, from 0."""
-        return 0 if not self.changes_images else epoch if self.views is None else epoch % self.views
-
     def check_fits(self, input_shape: tuple[int, ...]) -> None:
         """Raises `InvalidArgumentError` unless samples of `input_shape` are images large enough for these changes."""
         if len(input_shape) != 3:
@@ -105,7 +101,8 @@ class Augmentation:
             int32 of shape `(size, 5)`: flip (0 or 1), shift down, shift right (pixels, signed), and the crop
             window's top and left (pixels, from 0 to twice `crop`).
         """
-        seed, epoch = (seed if self.views is None else self.seed), self.view_of(epoch)
+        if self.views is not None:
+            seed, epoch = self.seed, epoch % self.views
         columns = [
             (_FLIP, 0, 1 if self.flip else 0),
             (_SHIFT_DOWN, -self.shift, self.shift),

@@ -180,6 +180,18 @@ class Dataset:
             return 1
         return self.augmentation.views
 
+    def require_views(self) -> int:
+        """The number of views, where a teacher's outputs are stored for each.
+
+        Raises:
+            InvalidArgumentError: If each epoch makes new pictures.
+        """
+        if self.views is None:
+            raise InvalidArgumentError(
+                "Augmentation.views", "a number of views where a teacher's outputs are stored", None
+            )
+        return self.views
+
     def view(self, number: int, batch_size: int, *, first: int = 0) -> tf.data.Dataset:
         """One pass over a view of the training samples, in their fixed order: what an epoch sees, not shuffled.
 
@@ -194,13 +206,13 @@ class Dataset:
         Raises:
             InvalidArgumentError: If an argument is out of its range, or each epoch makes new pictures.
         """
-        if self.views is None:
-            raise InvalidArgumentError("Augmentation.views", "a number of views, so that there are any", None)
-        if not _is_whole(number) or not 0 <= number < self.views:
-            raise InvalidArgumentError("number", f"a whole number in [0, {self.views})", number)
+        views = self.require_views()
+        if not _is_whole(number) or not 0 <= number < views:
+            raise InvalidArgumentError("number", f"a whole number in [0, {views})", number)
         check_positive("batch_size", batch_size)
         samples = self.splits["train"].stream.enumerate().skip(first).batch(batch_size)
-        return samples.map(self._changed(0, number), num_parallel_calls=tf.data.AUTOTUNE).map(lambda x, y: x)
+        shown = self._shown(0, number)
+        return samples.map(lambda indices, sample: shown(indices, sample)[0], num_parallel_calls=tf.data.AUTOTUNE)
 
     def train_batches(
         self,
@@ -231,10 +243,8 @@ class Dataset:
             InvalidArgumentError: If an argument is out of its range, or outputs are stored and each epoch makes new
                 pictures.
         """
-        if teacher_outputs is not None and self.views is None:
-            raise InvalidArgumentError(
-                "Augmentation.views", "a number of views where a teacher's outputs are stored", None
-            )
+        if teacher_outputs is not None:
+            self.require_views()
         steps = self.steps_per_epoch(batch_size)
         check_positive("epochs", epochs)
         if not _is_whole(seed) or not -(2**63) <= seed < 2**63:
@@ -266,31 +276,30 @@ class Dataset:
             [], stream_seed(seed, epoch, _ORDER), minval=None, maxval=None, dtype=tf.int64, alg="philox"
         )
         shuffled = samples.enumerate().shuffle(source.shuffle_buffer, seed=order, reshuffle_each_iteration=False)
-        changed = self._changed(seed, epoch)
-        if teacher_outputs is None:
-            return shuffled.batch(batch_size).map(changed, num_parallel_calls=tf.data.AUTOTUNE)
-        view = tf.cast((self.augmentation or Augmentation()).view_of(epoch), tf.int64)
+        shown = self._shown(seed, epoch)
 
-        def taught(indices, sample):
-            x, y = changed(indices, sample)
-            return TaughtInputs(x, teacher_outputs(indices, view)), y
+        def finish(indices, sample):
+            x, y = shown(indices, sample)
+            if teacher_outputs is not None:
+                x = TaughtInputs(x, teacher_outputs(indices, epoch % self.views))
+            return x, y
 
-        return shuffled.batch(batch_size).map(taught, num_parallel_calls=tf.data.AUTOTUNE)
+        return shuffled.batch(batch_size).map(finish, num_parallel_calls=tf.data.AUTOTUNE)
 
-    def _changed(self, seed: int, epoch: int | tf.Tensor) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, tf.Tensor]]:
+    def _shown(self, seed: int, epoch: int | tf.Tensor) -> Callable[[tf.Tensor, Any], tuple[tf.Tensor, tf.Tensor]]:
         """Gives a batch, by the indices of its samples, as an epoch shows it."""
         source = self.splits["train"]
         augmentation = self.augmentation or Augmentation()
         draws = augmentation.draw(seed=seed, epoch=epoch, size=source.size)
         fill = self.input_range[0] if self.stored_range is None else self.stored_range[0]
 
-        def finish(indices, sample):
+        def show(indices, sample):
             x, y = sample
             if self.augmentation is not None:
                 x = augmentation.apply(x, tf.gather(draws, indices), fill=fill)
             return self._to_input(x, y)
 
-        return finish
+        return show
 
     def _mapped(self, split: str) -> tf.data.Dataset:
         return self.splits[split].samples.map(self._to_input, num_parallel_calls=tf.data.AUTOTUNE)

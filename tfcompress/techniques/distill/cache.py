@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +75,8 @@ def cache_teacher(
         https://arxiv.org/abs/2106.05237
     """
     teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-    if data.views is None:
-        raise InvalidArgumentError(
-            "Augmentation.views", "a number of views where a teacher's outputs are stored", data.views
-        )
-    folder = Path(folder)
-    size = data.sizes["train"]
-    probe = next(iter(data.view(0, min(batch_size, SAMPLES_IN_KEY))))
+    folder, size, views = Path(folder), data.sizes["train"], data.require_views()
+    probe = next(iter(data.view(0, SAMPLES_IN_KEY)))
     teacher.find_out_outputs(probe)
     first = np.asarray(teacher.logits(probe))
     if top_k is not None and not 1 <= top_k < first.shape[-1]:
@@ -93,7 +88,7 @@ def cache_teacher(
     about = {
         "teacher": teacher.key(),
         "data": files.content_key(data.name, size, list(data.input_range), np.asarray(probe).tobytes()),
-        "views": data.views,
+        "views": views,
         "samples": size,
         "shape": list(first.shape[1:]),
         "top_k": top_k,
@@ -101,13 +96,15 @@ def cache_teacher(
     }
     _claim(folder, about, first)
     count = math.ceil(size / SHARD)
-    paths = [[folder / f"view-{view:03}" / f"{shard:05}.npy" for shard in range(count)] for view in range(data.views)]
-    missing = [(view, shard) for view in range(data.views) for shard in range(count) if not paths[view][shard].exists()]
+    paths = [[folder / f"view-{view:03}" / f"{shard:05}.npy" for shard in range(count)] for view in range(views)]
+    missing = [(view, shard) for view in range(views) for shard in range(count) if not paths[view][shard].exists()]
+    # One function for all views, traced once.
+    forward = tf.function(teacher.logits, reduce_retracing=True)
     computed = (
         (view, shard, logits)
-        for view in range(data.views)
+        for view in range(views)
         for run in _runs([shard for at, shard in missing if at == view])
-        for shard, logits in _computed(teacher, data, view, run, batch_size)
+        for shard, logits in _computed(forward, data, view, run, min(batch_size, SHARD))
     )
     for view, shard, logits in track(computed, "teacher", total=len(missing), disable=not (progress and missing)):
         stored = logits.astype("float16") if top_k is None else largest(logits, top_k)
@@ -139,10 +136,9 @@ def _claim(folder: Path, about: dict[str, Any], first: np.ndarray) -> None:
 
 
 def _computed(
-    teacher: Teacher, data: Dataset, view: int, run: Sequence[int], batch_size: int
+    forward: Callable[[Any], Any], data: Dataset, view: int, run: Sequence[int], batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """The logits of shards in a row, in one pass over their samples."""
-    forward = tf.function(teacher.logits, reduce_retracing=True)
+    """The logits of shards in a row, in one pass over their samples; a batch is at most a shard."""
     waiting: list[np.ndarray] = []
     shards = iter(run)
     shard = next(shards)

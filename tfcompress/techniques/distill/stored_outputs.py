@@ -112,11 +112,7 @@ class StoredOutputs:
 
     def check_fits(self, data: Dataset) -> None:
         """Raises an `InvalidArgumentError` unless there are outputs for each sample and each view of `data`."""
-        if data.views is None:
-            raise InvalidArgumentError(
-                "Augmentation.views", "a number of views where a teacher's outputs are stored", data.views
-            )
-        expected, received = (self.size, self.views), (data.sizes["train"], data.views)
+        expected, received = (self.size, self.views), (data.sizes["train"], data.require_views())
         if expected != received:
             raise InvalidArgumentError(
                 "data", f"{expected[0]} training samples in {expected[1]} views, as outputs are stored for", received
