@@ -1,5 +1,7 @@
 """Distillation losses of every kind of output against NumPy, their gradients against finite differences of NumPy's."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -7,9 +9,11 @@ import tensorflow as tf
 from helpers import CLOSE, blob_dataset, cross_entropy, tiny_mlp
 
 from tfcompress.errors import InvalidArgumentError
+from tfcompress.teach_settings import FeatureSettings, TeachSettings
 from tfcompress.techniques.distill import (
     LOSSES,
     ChannelWiseTargets,
+    CutMix,
     Decoupled,
     Distill,
     Distiller,
@@ -17,6 +21,7 @@ from tfcompress.techniques.distill import (
     KerasDistillation,
     LabelSmoothing,
     LogitMatching,
+    Mixup,
     MultiLabelTargets,
     OutputMatching,
     PerClass,
@@ -29,7 +34,7 @@ from tfcompress.techniques.distill import (
     WhereLabelled,
     keras_losses,
 )
-from tfcompress.techniques.distill.by_name import distillation_loss
+from tfcompress.techniques.distill.by_name import FEATURE_LOSSES, teaching
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import fit
 
@@ -609,8 +614,8 @@ def test_keras_losses_of_the_whole_batch():
 @needs_keras_distillation
 def test_keras_losses_that_cannot_be_taken():
     between = keras.distillation.FeatureDistillation(teacher_layer_name="dense", student_layer_name="dense")
-    with pytest.raises(InvalidArgumentError, match="one of the final outputs, without names of layers"):
-        Distiller(linear("flat", 1), linear("flat", 2), [between])
+    with pytest.raises(InvalidArgumentError, match="one without names of layers, which `Features` has around it"):
+        KerasDistillation(between)
     with pytest.raises(InvalidArgumentError, match="one of a single output"):
         KerasDistillation(keras.distillation.LogitsDistillation(loss=["mse", "mse"]))
     with pytest.raises(InvalidArgumentError, match=r"a `keras.distillation.DistillationLoss`"):
@@ -626,17 +631,34 @@ def test_a_keras_without_distillation_changes_nothing(monkeypatch):
     distiller = Distiller(linear("flat", 1), linear("flat", 2), [WhereConfident(SoftTargets(), threshold=0.1)])
     distiller.compile("adam", cross_entropy(), run_eagerly=True)
     assert distiller.fit(np.ones((6, 7)), np.zeros(6), verbose=0).history["distillation_loss"][0] > 0
-    with pytest.raises(InvalidArgumentError, match="`Distiller.losses` must be a callable"):
+    with pytest.raises(InvalidArgumentError, match="`Distiller.losses` must be callables"):
         Distiller(linear("flat", 1), linear("flat", 2), [object()])
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_a_recipe_names_each_by_temperature_and_weight(kind):
-    loss = distillation_loss(kind, 3.0, 0.25)
-    inner = getattr(loss, "loss", loss)
+    settings = TeachSettings(kind=kind, temperature=3.0, weight=0.25)
+    lesson = teaching(settings, seed=0)
+    (loss,) = lesson.losses
     assert loss.weight == 0.25
-    assert getattr(inner, "temperature", 3.0) == 3.0
-    assert Distill(kind=kind, temperature=3.0, weight=0.25).teaching() == loss
+    assert getattr(getattr(loss, "loss", loss), "temperature", 3.0) == 3.0
+    assert lesson.pairs == () and lesson.mix is None
+    assert teaching(Distill(kind=kind, temperature=3.0, weight=0.25).teaching(), seed=0) == lesson
+
+
+@pytest.mark.parametrize("kind", FEATURE_LOSSES)
+def test_a_recipe_names_each_loss_of_features(kind):
+    two = ("a", "b") if kind == "solution_flow" else "a"
+    pair = FeatureSettings(kind=kind, teacher_layer=two, student_layer=two)
+    weighted = dataclasses.replace(pair, weight=7.0)
+    own, given = (teaching(TeachSettings(features=(one,)), seed=0) for one in (pair, weighted))
+    assert own.pairs[0].weight == FEATURE_LOSSES[kind]().weight
+    assert given.pairs[0].weight == 7.0 and isinstance(given.pairs[0].loss, FEATURE_LOSSES[kind])
+
+
+def test_a_recipe_mixes_pictures():
+    assert teaching(TeachSettings(mixup=0.2), seed=3).mix == Mixup(alpha=0.2, seed=3)
+    assert teaching(TeachSettings(cutmix=1.0), seed=3).mix == CutMix(alpha=1.0, seed=3)
 
 
 def test_a_tflite_teacher_of_dense_outputs(tmp_path):

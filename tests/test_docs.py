@@ -21,11 +21,11 @@ from tfcompress.recipe import (
     ExportSpec,
     ModelSpec,
     StageSpec,
-    TeachSpec,
     build_technique,
     load_technique,
 )
 from tfcompress.report.results import Results
+from tfcompress.teach_settings import FeatureSettings, TeachSettings
 from tfcompress.techniques.schedules import SCHEDULES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +41,8 @@ RECIPE_TABLES = {
     "teacher and student": ModelSpec,
     "train": tfc.TrainSettings,
     "stages": StageSpec,
-    "teach": TeachSpec,
+    "teach": TeachSettings,
+    "features": FeatureSettings,
     "export": ExportSpec,
     **{name: load_technique(name) for name in TECHNIQUES},
 }
@@ -89,7 +90,7 @@ def field_default(field):
 @pytest.mark.parametrize("heading", RECIPE_TABLES)
 def test_every_key_of_a_recipe_is_there_with_its_default(heading):
     fields = [field for field in dataclasses.fields(RECIPE_TABLES[heading]) if field.name != "source"]
-    hashes = "###" if heading in ("data.augment", "teach", *TECHNIQUES) else "##"
+    hashes = "###" if heading in ("data.augment", "teach", "features", *TECHNIQUES) else "##"
     check_keys(table("recipes", f"\n{hashes} {heading}"), {field.name: field_default(field) for field in fields})
 
 

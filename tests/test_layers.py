@@ -14,7 +14,7 @@ ORDER = [
     {"search", "report"},
     {"pipeline", "recipe"},
     {"techniques", "export"},
-    {"training", "measure", "train_settings"},
+    {"training", "measure", "train_settings", "teach_settings"},
     {"graph", "bridge", "data", "models", "layers"},
     {"files", "errors"},
 ]
@@ -23,7 +23,7 @@ STRANGERS = ({"techniques", "export"},)  # rooms of one level that don't know ea
 LATE = {"tensorflow_datasets", "tensorflow_model_optimization", "optuna", "matplotlib", "jinja2"}
 WITHOUT_TENSORFLOW = (
     "__init__.py", "__main__.py", "cli.py", "command_flags.py", "command_help.py",
-    "errors.py", "files.py", "train_settings.py", "recipe",
+    "errors.py", "files.py", "train_settings.py", "teach_settings.py", "recipe",
 )  # fmt: skip
 HEAVY = {"tensorflow", "keras", "tf_keras", "ai_edge_litert", *LATE}
 

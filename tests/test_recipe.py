@@ -9,12 +9,13 @@ from tfcompress.recipe import (
     ExportSpec,
     Recipe,
     Source,
-    TeachSpec,
     build_technique,
     check_arguments,
     load_recipe,
     parse_recipe,
 )
+from tfcompress.recipe.writing import recipe_to_yaml
+from tfcompress.teach_settings import FeatureKind, FeatureSettings, TeachSettings
 from tfcompress.train_settings import TrainSettings
 
 FULL = """\
@@ -50,7 +51,7 @@ def test_values_and_defaults_are_in_their_places():
     assert recipe.student.train is None
     assert [stage.technique for stage in recipe.stages] == ["distill", "prune", "quantize"]
     assert recipe.stages[0].train == TrainSettings(epochs=4, learning_rate=0.01)
-    assert recipe.stages[1].teach == TeachSpec(weight=0.5)
+    assert recipe.stages[1].teach == TeachSettings(weight=0.5)
     assert recipe.stages[1].arguments == {"schedule": {"polynomial_decay": {"final_sparsity": 0.8}}}
     assert recipe.stages[2].train is None
     assert recipe.export == (ExportSpec(io="float32"), ExportSpec(mode="float32"))
@@ -358,9 +359,35 @@ def test_technique_arguments_are_checked_with_their_line():
 def test_losses_of_teach_are_those_of_distill():
     from typing import get_args, get_type_hints
 
-    from tfcompress.techniques.distill import LOSSES
+    from tfcompress.techniques.distill.by_name import FEATURE_LOSSES, LOSSES
 
-    assert set(get_args(get_type_hints(TeachSpec)["kind"])) == set(LOSSES)
+    assert set(get_args(get_type_hints(TeachSettings)["kind"])) == set(LOSSES)
+    assert set(get_args(FeatureKind)) == set(FEATURE_LOSSES)
+
+
+def test_features_of_a_recipe():
+    text = """\
+teacher: {model: cnn, train: {epochs: 1}}
+stages:
+  - distill:
+      features: [{kind: hints, teacher_layer: body/conv, student_layer: conv, weight: 2}]
+      mixup: 0.2
+  - quantize:
+      teach: {features: [{kind: solution_flow, teacher_layer: [a, b], student_layer: [c, d]}]}
+      train: {epochs: 1}
+"""
+    recipe = parse_recipe(text)
+    distill = build_technique(recipe, 0)
+    hints = FeatureSettings(kind="hints", teacher_layer="body/conv", student_layer="conv", weight=2.0)
+    assert distill.features == (hints,) and distill.mixup == 0.2
+    flow = FeatureSettings(kind="solution_flow", teacher_layer=("a", "b"), student_layer=("c", "d"))
+    assert recipe.stages[1].teach == TeachSettings(features=(flow,))
+    assert parse_recipe(recipe_to_yaml(recipe)).stages == recipe.stages
+    for bad, message in (("hunts", r"stages.0.distill.features.0.kind` must be"), ("3", "kind` must be")):
+        with pytest.raises(RecipeError, match=message):
+            build_technique(parse_recipe(text.replace("hints", bad)), 0)
+    with pytest.raises(RecipeError, match="cutmix` must be null beside `mixup`"):
+        build_technique(parse_recipe(text.replace("mixup: 0.2", "mixup: 0.2\n      cutmix: 1.0")), 0)
 
 
 @pytest.mark.parametrize(

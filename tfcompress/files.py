@@ -94,3 +94,10 @@ def content_key(*parts: object) -> str:
 def file_key(path: str | os.PathLike) -> str:
     """The `content_key` of the file's bytes."""
     return content_key(Path(path).read_bytes())
+
+
+def folder_key(path: str | os.PathLike) -> str:
+    """The `content_key` of all files in a folder and of where in it they lie."""
+    folder = Path(path)
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return content_key([[file.relative_to(folder).as_posix(), file_key(file)] for file in files])

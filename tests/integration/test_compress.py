@@ -114,3 +114,49 @@ def test_augmentation_of_the_data_is_part_of_its_key():
     images = blob_dataset(32)
     keys = {data_key(OWN.data, dataclasses.replace(images, augmentation=a)) for a in (None, Augmentation(shift=1))}
     assert len(keys) == 2
+
+
+FEATURES = """
+data: {batch_size: 32}
+train: {epochs: 2, learning_rate: 1.0e-2}
+stages:
+  - prune_channels: {macs: 0.8, exclude: [last], teach: {features: [PAIR]}}
+  - prune:
+      schedule: {constant_sparsity: {target_sparsity: 0.5}}
+      teach: {features: [{kind: similarity_preserving, teacher_layer: second, student_layer: second}], mixup: 0.2}
+  - quantize: {teach: {features: [PAIR]}}
+export: [tflite]
+"""
+
+
+def test_features_are_learned_while_others_compress(model, data, tmp_path):
+    pair = "{kind: hints, teacher_layer: first, student_layer: first, weight: 0.1}"
+    result = tfc.compress(model, data, tfc.parse_recipe(FEATURES.replace("PAIR", pair)), tmp_path, progress=False)
+    for stage in ("01-prune_channels", "02-prune", "03-quantize"):
+        history = json.loads((tmp_path / "stages" / stage / "stage.json").read_text())["history"]
+        assert all(loss > 0 for loss in history["feature_loss"]), stage
+    assert result.exports["int8"].is_file()
+    # A pruned student's features have fewer channels than its teacher's, and are projected.
+    assert result.model.get_layer("first").kernel.shape[1] < model.get_layer("first").units
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (
+            "{kind: hints, teacher_layer: frist, student_layer: first}",
+            "stages.0.prune_channels.*the name of a layer.*frist",
+        ),
+        (
+            "{kind: hints, teacher_layer: first, student_layer: frist}",
+            "stages.0.prune_channels.*the name of a layer.*frist",
+        ),
+        ("{kind: attention_maps, teacher_layer: first, student_layer: first}", "a MultiHeadAttention where attention"),
+        ("{kind: solution_flow, teacher_layer: first, student_layer: first}", "2 for SolutionFlow"),
+    ],
+    ids=["teacher", "student", "attention", "two-layers"],
+)
+def test_mistaken_features_are_named_before_anything_runs(model, data, tmp_path, pair, message):
+    with pytest.raises(RecipeError, match=message):
+        tfc.compress(model, data, tfc.parse_recipe(FEATURES.replace("PAIR", pair)), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "stages").exists()

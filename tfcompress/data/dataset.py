@@ -192,16 +192,17 @@ class Dataset:
             )
         return self.views
 
-    def view(self, number: int, batch_size: int, *, first: int = 0) -> tf.data.Dataset:
+    def view(self, number: int, batch_size: int, *, first: int = 0, labels: bool = False) -> tf.data.Dataset:
         """One pass over a view of the training samples, in their fixed order: what an epoch sees, not shuffled.
 
         Args:
             number: Number of the view, in [0, views).
             batch_size: Samples in a batch, at least 1; the last batch may hold fewer.
             first: Index of the sample to begin with.
+            labels: Whether the batches have labels.
 
         Returns:
-            Batches x, float32 `(batch, *input_shape)` in `input_range`.
+            Batches x, float32 `(batch, *input_shape)` in `input_range`; or `(x, y)`, y int32 `(batch,)`.
 
         Raises:
             InvalidArgumentError: If an argument is out of its range, or each epoch makes new pictures.
@@ -212,7 +213,8 @@ class Dataset:
         check_positive("batch_size", batch_size)
         samples = self.splits["train"].stream.enumerate().skip(first).batch(batch_size)
         shown = self._shown(0, number)
-        return samples.map(lambda indices, sample: shown(indices, sample)[0], num_parallel_calls=tf.data.AUTOTUNE)
+        of_both = samples.map(shown, num_parallel_calls=tf.data.AUTOTUNE)
+        return of_both if labels else of_both.map(lambda x, y: x)
 
     def train_batches(
         self,

@@ -26,14 +26,15 @@ from tfcompress.measure.environment import describe_environment
 from tfcompress.measure.metrics import Metrics
 from tfcompress.pipeline.companions import write_companions
 from tfcompress.pipeline.file_figures import RecordedFigures
-from tfcompress.pipeline.inputs import data_key, load_data, model_key, plain
+from tfcompress.pipeline.inputs import data_key, load_data, model_file_key, model_key, plain, teacher_file_key
+from tfcompress.pipeline.lessons import Lessons
 from tfcompress.pipeline.plan import plan_run, stage_settings
-from tfcompress.pipeline.rows import export_row, file_row, keras_row, layer_figures
+from tfcompress.pipeline.rows import export_row, keras_row, layer_figures, teacher_row
 from tfcompress.pipeline.stage_store import StageStore, refuse_other_stages, stage_path
-from tfcompress.recipe import ModelSpec, Recipe, load_recipe
+from tfcompress.recipe import Recipe, load_recipe
+from tfcompress.teach_settings import TeachSettings
 from tfcompress.techniques.base import Context, Technique, Trainer
-from tfcompress.techniques.distill import Distiller, StoredOutputs, Teacher, cache_teacher
-from tfcompress.techniques.distill.by_name import distillation_loss
+from tfcompress.techniques.distill import Teacher
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.quantize import round_biases
 from tfcompress.techniques.quantize.removal import remove_fake_quantization
@@ -153,7 +154,7 @@ class _Run:
         self._given = given
         self._teacher: Teacher | None = None
         self._teacher_key = ""
-        self._stored: StoredOutputs | None = None
+        self._lessons = Lessons(None, data, out, progress=progress)
         self._rows: list[Metrics] = []
         self._details: dict[str, dict[str, Any]] = {name: {} for name in _DETAILS.values()}
         self._exports: dict[str, dict[str, Any]] = {}
@@ -169,6 +170,8 @@ class _Run:
         names = [self._stage_name(index) for index in range(len(plan.techniques))]
         refuse_other_stages(self._out / "stages", ["teacher", "student", *names], self._overwrite)
         self._make_teacher(plan.teacher)
+        folder = self._out / "teacher" / files.content_key(self._teacher_key, self._data_key)
+        self._lessons = Lessons(self._teacher, self._data, folder, progress=self._progress)
         model = self._make_student(plan.student)
         for index, technique in enumerate(plan.techniques):
             model = self._run_stage(index, technique, model)
@@ -184,25 +187,21 @@ class _Run:
             self._stage("teacher", files.content_key(self._key, self._teacher_key), lambda store: (self._given, {}))
         elif spec is not None and spec.file is not None:
             file = Path(spec.file)
-            self._teacher_key = files.content_key(files.file_key(file), list(spec.input_range or ()))
-            self._file_teacher_row(file, spec)
+            self._teacher_key = teacher_file_key(file, spec)
+            self._file_teacher_row(file)
         elif spec is not None and spec.train is not None and planned is not None:
             described = ["teacher", spec.model, dict(spec.arguments), dataclasses.asdict(spec.train)]
             self._teacher_key = files.content_key(self._key, plain(described))
             self._teacher = Teacher(self._train_first("teacher", self._teacher_key, planned.source, spec.train))
 
-    def _file_teacher_row(self, file: Path, spec: ModelSpec) -> None:
-        """Measures a teacher file as it is; one with a pixel range of its own is measured through its adapter."""
-        source = self._teacher.source if self._teacher is not None else None
+    def _file_teacher_row(self, file: Path) -> None:
+        """Measures a teacher file, unless that is done."""
+        teacher = cast(Teacher, self._teacher)  # The plan has read it.
         started = time.perf_counter()
         store = self._store("teacher", files.content_key(self._key, self._teacher_key))
         record = store.load()
         if record is None:
-            data = dataclasses.replace(self._data, input_range=spec.input_range) if spec.input_range else self._data
-            if isinstance(source, keras.Model):
-                row = keras_row("teacher", source, data, time.perf_counter() - started)
-            else:
-                row = file_row("teacher", file, data, time.perf_counter() - started)
+            row = teacher_row(teacher, file, self._data, time.perf_counter() - started)
             record = {"row": row.to_dict()}
             store.save(record)
         self._note("teacher", record)
@@ -212,7 +211,7 @@ class _Run:
         if spec is None or planned is None:
             self._key = files.content_key(self._key, "teacher", self._teacher_key)
             return cast(Teacher, self._teacher).source  # The plan has checked that it is a Keras model.
-        origin = [spec.model, dict(spec.arguments)] if spec.file is None else files.file_key(Path(spec.file))
+        origin = [spec.model, dict(spec.arguments)] if spec.file is None else model_file_key(Path(spec.file))
         settings = None if spec.train is None else dataclasses.asdict(spec.train)
         self._key = files.content_key(self._key, "student", plain([origin, settings]))
         if spec.train is not None:
@@ -226,7 +225,7 @@ class _Run:
         """Trains a teacher or student on the labels alone."""
 
         def make(store: StageStore) -> tuple[keras.Model, dict]:
-            result = self._fit(name, store, model, settings, seed=self._seed(0), teaching=None, callbacks=None)
+            result = self._fit(name, store, model, settings, seed=self._seed(0), taught=None, callbacks=None)
             return result.model, result.history
 
         return self._stage(name, key, make)
@@ -236,16 +235,14 @@ class _Run:
 
     def _run_stage(self, index: int, technique: Technique, model: keras.Model) -> keras.Model:
         name, spec = self._stage_name(index), self._recipe.stages[index]
-        teaching = technique.teaching()
-        if spec.teach is not None:
-            teaching = distillation_loss(spec.teach.kind, spec.teach.temperature, spec.teach.weight)
+        taught = technique.teaching() if spec.teach is None else spec.teach
         settings = stage_settings(spec, technique)
         if settings is None:
             raise self._recipe.source.error(("stages", index, spec.technique, "train"), "is missing.")
         self._key = files.content_key(
             self._key,
             [name, plain(dataclasses.asdict(technique)), dataclasses.asdict(settings)],
-            [repr(teaching), self._teacher_key if teaching is not None else ""],
+            [repr(taught), self._teacher_key if taught is not None else ""],
         )
 
         def make(store: StageStore) -> tuple[keras.Model, dict]:
@@ -258,7 +255,7 @@ class _Run:
                     model,
                     settings,
                     seed=context.seed,
-                    teaching=teaching,
+                    taught=taught,
                     callbacks=callbacks,
                     trainer=trainer,
                 )
@@ -295,7 +292,7 @@ class _Run:
         settings: TrainSettings,
         *,
         seed: int,
-        teaching: Callable[[Any, Any], Any] | None,
+        taught: TeachSettings | None,
         callbacks: Callable[[Any], Sequence[Any]] | None,
         trainer: Trainer | None = None,
     ) -> TrainResult:
@@ -307,7 +304,7 @@ class _Run:
             "label": name if self._progress else None,
         }
         if trainer is not None:
-            assert teaching is None  # The plan has refused it.
+            assert taught is None  # The plan has refused it.
             return trainer(model, self._data, settings, hold_zeros=self._holds_masks, callbacks=callbacks, **common)
 
         def all_callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
@@ -315,23 +312,8 @@ class _Run:
             held += [HoldClusters(replica)] if self._holds_clusters else []
             return held + (list(callbacks(replica)) if callbacks is not None else [])
 
-        stored = None if teaching is None else self._stored_teacher()
-        return fit(
-            model,
-            self._data,
-            settings,
-            wrap=None if teaching is None else lambda replica: Distiller(replica, stored or self._teacher, [teaching]),
-            callbacks=all_callbacks,
-            teacher_outputs=None if stored is None else stored.lookup,
-            **common,
-        )
-
-    def _stored_teacher(self) -> StoredOutputs | None:
-        """What the teacher says, computed once for all stages, unless each epoch makes new pictures."""
-        if self._stored is None and self._data.views is not None:
-            folder = self._out / "teacher" / files.content_key(self._teacher_key, self._data_key)
-            self._stored = cache_teacher(self._teacher, self._data, folder, progress=self._progress)
-        return self._stored
+        lesson = self._lessons.lesson(taught, seed)
+        return fit(model, self._data, settings, callbacks=all_callbacks, **lesson._asdict(), **common)
 
     def _seed(self, number: int) -> int:
         """The seed of a stage by its number; teacher and student have 0. No two stages share an order of samples."""

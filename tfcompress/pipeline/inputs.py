@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,7 +17,7 @@ import numpy as np
 from tfcompress import files
 from tfcompress.data import Augmentation, Dataset, from_folder, load_dataset
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.recipe import DataSpec
+from tfcompress.recipe import DataSpec, ModelSpec
 
 SAMPLES_IN_KEY = 64
 
@@ -73,6 +74,20 @@ def data_key(spec: DataSpec, data: Dataset) -> str:
 def model_key(model: keras.Model) -> str:
     """What a model is known by: its structure and weights."""
     return files.content_key(model.to_json(), *(weight.tobytes() for weight in model.get_weights()))
+
+
+def model_file_key(path: Path) -> str:
+    """What a model file, or the folder of a SavedModel, is known by: its content."""
+    if path.name == "saved_model.pb":
+        path = path.parent
+    return files.folder_key(path) if path.is_dir() else files.file_key(path)
+
+
+def teacher_file_key(path: Path, spec: ModelSpec) -> str:
+    """What a teacher file is known by: its content, and what the recipe says about its inputs and outputs."""
+    chosen = {name: list(value) for name in ("resize", "class_map") if (value := getattr(spec, name)) is not None}
+    # Only what is set, so that runs of earlier versions go on.
+    return files.content_key(model_file_key(path), list(spec.input_range or ()), *([chosen] if chosen else []))
 
 
 def plain(value: Any) -> Any:

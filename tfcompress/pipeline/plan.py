@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -18,8 +19,12 @@ from tfcompress.measure.tflite_runner import TFLiteRunner
 from tfcompress.models import FAMILIES
 from tfcompress.recipe import ModelSpec, Recipe, build_technique, check_arguments
 from tfcompress.recipe.specs import StageSpec, stage_path
+from tfcompress.teach_settings import TeachSettings
 from tfcompress.techniques.base import Technique
 from tfcompress.techniques.distill import Teacher
+from tfcompress.techniques.distill.by_name import teaching
+from tfcompress.techniques.distill.features.comparison import Comparison, tap_teacher
+from tfcompress.techniques.distill.saved_model import SavedModel
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import check_steps_per_execution
 
@@ -60,15 +65,14 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
     elif teacher is not None and isinstance(teacher.source, keras.Model):
         compressed = teacher.source
     else:
-        raise recipe.source.error(
-            ("student",), "is missing; a .tflite teacher can teach, but only a Keras model can be compressed."
+        kind = (
+            "a SavedModel without layers" if teacher and isinstance(teacher.source, SavedModel) else "a .tflite teacher"
         )
-    own_range = None if given is not None or recipe.teacher is None else recipe.teacher.input_range
-    if student is None and own_range not in (None, data.input_range):
         raise recipe.source.error(
-            ("teacher", "input_range"),
-            "must be left out where the teacher itself is compressed; set `data.input_range` to it instead.",
+            ("student",), f"is missing; {kind} can teach, but only a Keras model can be compressed."
         )
+    if student is None and given is None:
+        _check_takes_data(recipe, data)
     quantized = [index for index, technique in enumerate(techniques) if technique.makes_integers]
     if len(quantized) > 1:
         path = stage_path(recipe, quantized[1])
@@ -97,6 +101,20 @@ def _given_teacher(model: keras.Model, data: Dataset) -> Teacher:
     return Teacher(model)
 
 
+def _check_takes_data(recipe: Recipe, data: Dataset) -> None:
+    """Raises a `RecipeError` if the teacher, which is what is compressed, does not see the data as it is."""
+    spec = recipe.teacher
+    for name, instead in (("input_range", "set `data.input_range`"), ("resize", "set `data.image_size`")):
+        own = None if spec is None else getattr(spec, name)
+        of_data = data.input_range if name == "input_range" else data.input_shape[:2]
+        if own not in (None, of_data):
+            raise recipe.source.error(
+                ("teacher", name), f"must be left out where the teacher itself is compressed; {instead} to it instead."
+            )
+    if spec is not None and spec.class_map is not None:
+        raise recipe.source.error(("teacher", "class_map"), "must be left out where the teacher itself is compressed.")
+
+
 def _teacher(recipe: Recipe, data: Dataset) -> Teacher | None:
     spec = recipe.teacher
     if spec is None:
@@ -108,11 +126,35 @@ def _teacher(recipe: Recipe, data: Dataset) -> Teacher | None:
     if spec.train is not None:
         raise recipe.source.error(("teacher", "train"), "must be left out: a teacher file is trained.")
     try:
-        teacher = Teacher(Path(spec.file), input_range=spec.input_range, data_range=data.input_range)
+        teacher = Teacher(
+            Path(spec.file),
+            input_range=spec.input_range,
+            data_range=data.input_range,
+            resize=spec.resize,
+            class_map=spec.class_map,
+        )
     except ModelError as error:
         raise recipe.source.error(("teacher", "file"), f"cannot be read. {error}") from error
-    _check_file("teacher", recipe, teacher.source, data)
+    except InvalidArgumentError as error:
+        raise recipe.source.error(
+            ("teacher", error.name), f"must be {error.expected}. Received: {error.received!r}."
+        ) from error
+    _check_teacher_file(recipe, spec, teacher, data)
     return teacher
+
+
+def _check_teacher_file(recipe: Recipe, spec: ModelSpec, teacher: Teacher, data: Dataset) -> None:
+    if spec.resize is not None and len(data.input_shape) != 3:
+        raise recipe.source.error(
+            ("teacher", "resize"), f"must be left out: samples of shape {data.input_shape} are no images."
+        )
+    if spec.class_map is not None and len(spec.class_map) != data.num_classes:
+        raise recipe.source.error(
+            ("teacher", "class_map"),
+            f"must be a list of {data.num_classes} indices, one for each class of the data. Received: "
+            f"{len(spec.class_map)}.",
+        )
+    _check_file("teacher", recipe, teacher.source, data)
 
 
 def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Model | None:
@@ -125,6 +167,9 @@ def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Mo
         raise recipe.source.error(
             ("student", "input_range"), "must be left out: a student has the range of the data, `data.input_range`."
         )
+    for name in ("resize", "class_map"):
+        if getattr(spec, name) is not None:
+            raise recipe.source.error(("student", name), "must be left out: a student sees the data as it is.")
     path = Path(spec.file)
     if path.suffix == ".tflite":
         raise recipe.source.error(("student", "file"), f"must be a Keras model file. Received: {spec.file!r}.")
@@ -153,29 +198,47 @@ def _build(role: str, spec: ModelSpec, recipe: Recipe, data: Dataset) -> keras.M
         raise source.error(path, f"does not describe a model: {error}") from error
 
 
-def _check_file(role: str, recipe: Recipe, source: keras.Model | TFLiteRunner, data: Dataset) -> None:
-    """Raises a `RecipeError` if a model file does not fit the data."""
-    misfit = _misfit(source, data)
+def _check_file(role: str, recipe: Recipe, source: keras.Model | TFLiteRunner | SavedModel, data: Dataset) -> None:
+    """Raises a `RecipeError` if a model file does not fit the data, as the keys beside it change it."""
+    misfit = _misfit(source, data, getattr(recipe, role))
     if misfit is not None:
         raise recipe.source.error((role, "file"), f"must be {misfit}")
 
 
-def _misfit(source: keras.Model | TFLiteRunner, data: Dataset) -> str | None:
+def _misfit(
+    source: keras.Model | TFLiteRunner | SavedModel, data: Dataset, spec: ModelSpec | None = None
+) -> str | None:
     """What a model must be to fit the data, and what it is instead; `None` if it fits."""
-    if isinstance(source, TFLiteRunner):
-        inputs, outputs = (
-            [tuple(map(int, tensor["shape"])) for tensor in side] for side in (source.inputs, source.outputs)
-        )
-    else:
-        inputs, outputs = ([tuple(tensor.shape) for tensor in side or ()] for side in (source.inputs, source.outputs))
-    wanted = (*data.input_shape, data.num_classes)
+    inputs, outputs = _shapes(source)
+    resize, class_map = (None, None) if spec is None else (spec.resize, spec.class_map)
+    sample = data.input_shape if resize is None else (*resize, *data.input_shape[2:])
+    # Which of more classes are chosen, the teacher has checked.
+    classes = data.num_classes if class_map is None else None
     found = (*inputs[0][1:], *outputs[0][1:]) if len(inputs) == len(outputs) == 1 else ()
-    if len(found) == len(wanted) and all(size in (None, want) for size, want in zip(found, wanted, strict=True)):
+    wanted = (*sample, classes)
+    if len(found) == len(wanted) and all(
+        None in pair or pair[0] == pair[1] for pair in zip(found, wanted, strict=True)
+    ):
         return None
+    hint = ""
+    if spec is not None and resize is None and len(inputs) == 1 and len(inputs[0]) == len(sample) + 1 == 4:
+        hint = " A teacher that takes images of another size has `resize: [height, width]` beside it."
     return (
-        f"a model from one input {(None, *data.input_shape)} to one output {(None, data.num_classes)}, as the data has "
-        f"them. Received: a model from {inputs} to {outputs}."
+        f"a model from one input {(None, *sample)} to one output {(None, classes)}, as the data has "
+        f"them. Received: a model from {inputs} to {outputs}.{hint}"
     )
+
+
+def _shapes(source: keras.Model | TFLiteRunner | SavedModel) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """The shapes of inputs and outputs, with the batch."""
+    if isinstance(source, TFLiteRunner):
+        return (
+            [tuple(map(int, tensor["shape"])) for tensor in source.inputs],
+            [tuple(map(int, tensor["shape"])) for tensor in source.outputs],
+        )
+    if isinstance(source, SavedModel):
+        return [tuple(spec.shape) for spec in source.inputs.values()], [tuple(source.output.shape)]
+    return [tuple(t.shape) for t in source.inputs or ()], [tuple(t.shape) for t in source.outputs or ()]
 
 
 def _check_stage(
@@ -203,5 +266,19 @@ def _check_stage(
         technique.check_settings(train)
         check_steps_per_execution(train, data.steps_per_epoch(recipe.data.batch_size))
         technique.check(model, train.epochs * data.steps_per_epoch(recipe.data.batch_size))
+        taught = technique.teaching() if stage.teach is None else stage.teach
+        if taught is not None and teacher is not None:
+            _check_teaching(taught, teacher, model if index == 0 else None, data)
     except TFCompressError as error:
         raise recipe.source.error(path, f"cannot be applied. {error}") from error
+
+
+def _check_teaching(taught: TeachSettings, teacher: Teacher, student: keras.Model | None, data: Dataset) -> None:
+    """Raises what is wrong with layers or pictures; the student's layers are known before the first stage only."""
+    if taught.cutmix is not None and len(data.input_shape) != 3:
+        raise InvalidArgumentError("cutmix", "left out, for samples are no images", data.input_shape)
+    pairs = teaching(taught, seed=0).pairs
+    if student is not None:
+        Comparison(pairs, student, teacher.source).build_from_graphs()
+    elif pairs:
+        tap_teacher(pairs, teacher.source)

@@ -12,6 +12,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfcompress.data import Dataset
 from tfcompress.export import ExportResult, export_tflite
@@ -22,6 +23,8 @@ from tfcompress.measure.latency import measure_latency
 from tfcompress.measure.layer_sizes import layer_sizes
 from tfcompress.measure.metrics import Metrics
 from tfcompress.measure.size import layer_sparsity, num_nonzero, num_params
+from tfcompress.measure.tflite_runner import TFLiteRunner
+from tfcompress.techniques.distill import Teacher
 from tfcompress.techniques.quantize.removal import remove_fake_quantization
 
 
@@ -34,19 +37,28 @@ def keras_row(stage: str, model: keras.Model, data: Dataset, seconds: float) -> 
         data: The data whose test split gives the accuracy.
         seconds: What the stage took.
     """
-    plain = remove_fake_quantization(model)
-    with tempfile.TemporaryDirectory() as folder:
-        # The gate is for what is shipped; here the file is only measured, on random inputs in its size and time.
-        path = export_tflite(plain, Path(folder) / "model.tflite", mode="float32", parity_samples=0).path
-        return Metrics(
-            stage=stage,
-            accuracy=evaluate(model, data).accuracy,
-            num_params=num_params(plain),
-            num_nonzero=num_nonzero(plain),
-            macs=count_macs(plain),
-            seconds=seconds,
-            **_file_figures(path),
-        )
+    return Metrics(stage=stage, accuracy=evaluate(model, data).accuracy, seconds=seconds, **_model_figures(model))
+
+
+def teacher_row(teacher: Teacher, path: Path, data: Dataset, seconds: float) -> Metrics:
+    """The row of a teacher that is a file, as it teaches: on images of its own size and range, with its class map.
+
+    What a `.tflite` file or the graph of a SavedModel does not tell is `None`.
+    """
+    figures: dict[str, Any] = {}
+    if isinstance(teacher.source, keras.Model):
+        figures = _model_figures(teacher.source)
+    elif isinstance(teacher.source, TFLiteRunner):
+        figures = _file_figures(path)
+    return Metrics(stage="teacher", accuracy=_teacher_accuracy(teacher, data), seconds=seconds, **figures)
+
+
+def _teacher_accuracy(teacher: Teacher, data: Dataset) -> float:
+    batches = data.batches("test", 256)
+    teacher.find_out_outputs(next(iter(batches))[0])
+    forward = tf.function(teacher.logits, reduce_retracing=True)
+    right = [np.argmax(forward(x), -1) == y.numpy() for x, y in batches]
+    return float(np.mean(np.concatenate(right)))
 
 
 def layer_figures(model: keras.Model) -> dict[str, Any]:
@@ -71,17 +83,17 @@ def export_row(stage: str, exported: ExportResult, model: keras.Model, data: Dat
     )
 
 
-def file_row(stage: str, path: Path, data: Dataset, seconds: float) -> Metrics:
-    """The row of a `.tflite` file that somebody else made; what its graph does not tell is `None`."""
-    return Metrics(
-        stage=stage,
-        accuracy=evaluate(path, data).accuracy,
-        num_params=None,
-        num_nonzero=None,
-        macs=None,
-        seconds=seconds,
-        **_file_figures(path),
-    )
+def _model_figures(model: keras.Model) -> dict[str, Any]:
+    plain = remove_fake_quantization(model)
+    with tempfile.TemporaryDirectory() as folder:
+        # The gate is for what is shipped; here the file is only measured, on random inputs in its size and time.
+        path = export_tflite(plain, Path(folder) / "model.tflite", mode="float32", parity_samples=0).path
+        return {
+            "num_params": num_params(plain),
+            "num_nonzero": num_nonzero(plain),
+            "macs": count_macs(plain),
+            **_file_figures(path),
+        }
 
 
 def _file_figures(path: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from tfcompress.recipe.specs import (
     ModelSpec,
     Recipe,
     StageSpec,
-    TeachSpec,
     build_technique,
     load_technique,
 )
@@ -27,7 +26,6 @@ __all__ = [
     "Recipe",
     "Source",
     "StageSpec",
-    "TeachSpec",
     "build_technique",
     "check_arguments",
     "load_recipe",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.recipe.source import KeyPath, Source
 from tfcompress.recipe.typed import check_arguments, named
+from tfcompress.teach_settings import TeachSettings
 from tfcompress.train_settings import TrainSettings
 
 # What can stand in `stages:`, as "module:class"; the module is imported only when a recipe is run.
@@ -117,8 +118,10 @@ class ModelSpec:
 
     Args:
         model: Name of a family of `tfcompress.models`, such as `cnn`.
-        file: Path of a `.keras`, `.h5` or `.tflite` file, instead of `model`.
+        file: Path of a `.keras`, `.h5` or `.tflite` file, or of the folder of a SavedModel, instead of `model`.
         input_range: For a file, the pixel range that it was trained on; None is the range of the data.
+        resize: For a teacher file, the height and width in pixels that it takes; None is the size of the data.
+        class_map: For a teacher file, the index of its output for each class of the data; None is their own order.
         train: How to train it before the stages, or None: as it comes.
         arguments: The family's own arguments, such as `width`.
     """
@@ -126,6 +129,8 @@ class ModelSpec:
     model: str | None = None
     file: str | None = None
     input_range: tuple[float, float] | None = None
+    resize: tuple[int, int] | None = None
+    class_map: tuple[int, ...] | None = None
     train: TrainSettings | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"rest": True})
 
@@ -136,39 +141,19 @@ class ModelSpec:
         if self.file is not None and self.arguments:
             name = next(iter(self.arguments))
             raise InvalidArgumentError(f"ModelSpec.{name}", "left out for `file: <path>`", self.arguments[name])
+        for name in ("input_range", "resize", "class_map"):
+            if getattr(self, name) is not None and self.file is None:
+                raise InvalidArgumentError(f"ModelSpec.{name}", "left out unless `file: <path>`", getattr(self, name))
         if self.input_range is not None:
-            if self.file is None:
-                raise InvalidArgumentError("ModelSpec.input_range", "left out unless `file: <path>`", self.input_range)
             _require_range("ModelSpec.input_range", self.input_range)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TeachSpec:
-    """Soft-target teaching by the recipe's teacher while a stage trains.
-
-    Args:
-        temperature: Softening of both distributions, above 0.
-        weight: Share of the teacher's loss beside that of the labels, in [0, 1].
-        kind: The loss: a name of `tfcompress.techniques.distill.LOSSES`.
-    """
-
-    temperature: float = 4.0
-    weight: float = 0.9
-    kind: Literal[
-        "soft_targets",
-        "soft_cross_entropy",
-        "logit_matching",
-        "hard_labels",
-        "decoupled",
-        "standardized",
-        "label_smoothing",
-    ] = "soft_targets"
-
-    def __post_init__(self):
-        if not self.temperature > 0:
-            raise InvalidArgumentError("TeachSpec.temperature", "a number above 0", self.temperature)
-        if not 0 <= self.weight <= 1:
-            raise InvalidArgumentError("TeachSpec.weight", "in [0, 1]", self.weight)
+        if self.resize is not None and min(self.resize) < 1:
+            raise InvalidArgumentError("ModelSpec.resize", "a height and a width of at least 1", self.resize)
+        if self.class_map is not None and (
+            not self.class_map or min(self.class_map) < 0 or len(set(self.class_map)) < len(self.class_map)
+        ):
+            raise InvalidArgumentError(
+                "ModelSpec.class_map", "a list of different indices, each at least 0", self.class_map
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -184,7 +169,7 @@ class StageSpec:
 
     technique: str
     train: TrainSettings | None = None
-    teach: TeachSpec | None = None
+    teach: TeachSettings | None = None
     arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"rest": True})
 
     @classmethod

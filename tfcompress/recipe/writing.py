@@ -13,6 +13,8 @@ import yaml
 
 from tfcompress.recipe.specs import ExportSpec, ModelSpec, Recipe, StageSpec
 
+_OF_FILES = ("file", "input_range", "resize", "class_map")
+
 
 class _Dumper(yaml.SafeDumper):
     """The safe dumper without anchors: equal settings are written out, not referred to."""
@@ -34,7 +36,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, ExportSpec):
         return {value.format: _fields(value, "mode", "io")}
     if isinstance(value, ModelSpec):
-        origin = {"model": value.model} if value.file is None else _fields(value, "file", "input_range")
+        origin = {"model": value.model} if value.file is None else _fields(value, *_OF_FILES)
         return {**origin, **_plain(value.arguments), **_fields(value, "train")}
     if dataclasses.is_dataclass(value):
         return _fields(value, *(field.name for field in dataclasses.fields(value)))

@@ -16,6 +16,7 @@ import keras
 
 from tfcompress.data import Dataset
 from tfcompress.errors import ModelError
+from tfcompress.teach_settings import TeachSettings
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import TrainResult
 
@@ -153,6 +154,6 @@ class Technique(abc.ABC):
                 "would be lost. Let it come before, or go on with `quantize` or `tfmot_quantize: {scheme: cluster}`."
             )
 
-    def teaching(self) -> Any | None:
-        """The losses under a teacher that the technique itself asks for, or `None`."""
+    def teaching(self) -> TeachSettings | None:
+        """How the technique itself asks to be taught, or `None`."""
         return None

@@ -16,13 +16,13 @@ from tfcompress.graph.trace import trace
 FLOAT_POLICIES = ("float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 
 
-def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
+def copy_model(model: keras.Model, precision: str | None = "float32") -> keras.Model:
     """A copy of `model` with layers that compute in `precision`.
 
     Args:
         model: A built Keras model.
         precision: What all layers compute in: `"float32"`, `"mixed_float16"` or `"mixed_bfloat16"`. Those that give the
-            model's outputs always compute in float32, since losses want it.
+            model's outputs always compute in float32, since losses want it. `None` leaves each layer its own.
 
     Returns:
         A new model of the same structure.
@@ -41,14 +41,14 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
     def clone(layer: keras.Operation) -> keras.Operation:
         if not isinstance(layer, keras.layers.Layer):
             return layer  # An operation, such as `x * 2.0`, has no state.
-        if layer.dtype_policy.name not in FLOAT_POLICIES:
+        if precision is None or layer.dtype_policy.name not in FLOAT_POLICIES:
             return copy_layer(layer)
         return copy_layer(layer, dtype="float32" if id(layer) in last else precision)
 
     try:
         if has_graph:
             copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
-            copy.dtype_policy = precision
+            copy.dtype_policy = model.dtype_policy if precision is None else precision
         else:
             copy = keras.models.clone_model(model)
     except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
@@ -57,6 +57,9 @@ def copy_model(model: keras.Model, precision: str = "float32") -> keras.Model:
             "Build it as a functional model, or give its class a `get_config`."
         ) from error
     copy.set_weights(model.get_weights())
+    for layer in copy._flatten_layers():
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # It computes with constants that it makes of its weights.
     return copy
 
 

@@ -99,15 +99,20 @@ def fit(
             jit_compile=settings.jit_compile,
             steps_per_execution=settings.steps_per_execution,
         )
-        trainable.optimizer.build(replica.trainable_variables)
+        trainable.optimizer.build(trainable.trainable_variables)
 
     best = BestEpoch(replica, settings.early_stopping, settings.keep == "best")
     own = [] if callbacks is None else list(callbacks(replica))
     best.others = own
     # What a callback has to remember from epoch to epoch it shows as `variables`.
     state = [variable for callback in own for variable in getattr(callback, "variables", ())]
+    # A distiller may train more than the student along.
+    known = {id(variable) for variable in replica.variables}
+    along = [variable for variable in trainable.weights if id(variable) not in known]
+    # Its teacher may follow the student.
+    along += getattr(getattr(trainable, "teacher", None), "variables", ())
     record = EpochCheckpoint(
-        checkpoint, key, lambda: [*replica.variables, *trainable.optimizer.variables, *state], best
+        checkpoint, key, lambda: [*replica.variables, *along, *trainable.optimizer.variables, *state], best
     )
     first_epoch = record.restore()
     if first_epoch < settings.epochs and not best.exhausted:

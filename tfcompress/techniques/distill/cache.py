@@ -23,8 +23,8 @@ from rich.progress import track
 from tfcompress import files
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.techniques.distill.several_teachers import as_teacher
 from tfcompress.techniques.distill.stored_outputs import StoredOutputs, largest
-from tfcompress.techniques.distill.teacher import Teacher
 
 # Samples whose bytes, as the first view shows them, stand for all in the key.
 SAMPLES_IN_KEY = 64
@@ -45,7 +45,8 @@ def cache_teacher(
     """Computes a teacher's logits for all training samples, view by view, or reads those that are there.
 
     Args:
-        teacher: A Keras model, a model file, a callable, or a `Teacher`.
+        teacher: Whatever `Teacher` takes, a `Teacher`, or an `Ensemble`; one that depends on labels
+            is given those of the data.
         data: The data, not augmented or with a number of views.
         folder: Where the cache is, or comes to be. One folder holds the cache of one teacher on one set of data.
         top_k: Keep the largest logits of each sample only; what they leave of the probability is spread evenly over the
@@ -74,17 +75,21 @@ def cache_teacher(
         Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", 2021,
         https://arxiv.org/abs/2106.05237
     """
-    teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    teacher = as_teacher(teacher)
     folder, size, views = Path(folder), data.sizes["train"], data.require_views()
-    probe = next(iter(data.view(0, SAMPLES_IN_KEY)))
+    probe, labels = next(iter(data.view(0, SAMPLES_IN_KEY, labels=True)))
     teacher.find_out_outputs(probe)
-    first = np.asarray(teacher.logits(probe))
+    first = np.asarray(teacher.logits(probe, labels))
     if top_k is not None and not 1 <= top_k < first.shape[-1]:
         raise InvalidArgumentError(
             "top_k", f"None or a number from 1 to {first.shape[-1] - 1}, below the classes", top_k
         )
     if top_k is not None and first.ndim != 2:
         raise InvalidArgumentError("top_k", "None for outputs of more than two axes", top_k)
+    if getattr(teacher, "variables", ()):
+        raise InvalidArgumentError(
+            "teacher", "one whose outputs stay as they are; those of an AveragedTeacher change", teacher.name
+        )
     about = {
         "teacher": teacher.key(),
         "data": files.content_key(data.name, size, list(data.input_range), np.asarray(probe).tobytes()),
@@ -94,6 +99,8 @@ def cache_teacher(
         "top_k": top_k,
         "shard": SHARD,
     }
+    if teacher.needs_labels:
+        about["labels"] = _labels_key(data)
     _claim(folder, about, first)
     count = math.ceil(size / SHARD)
     paths = [[folder / f"view-{view:03}" / f"{shard:05}.npy" for shard in range(count)] for view in range(views)]
@@ -136,14 +143,14 @@ def _claim(folder: Path, about: dict[str, Any], first: np.ndarray) -> None:
 
 
 def _computed(
-    forward: Callable[[Any], Any], data: Dataset, view: int, run: Sequence[int], batch_size: int
+    forward: Callable[[Any, Any], Any], data: Dataset, view: int, run: Sequence[int], batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The logits of shards in a row, in one pass over their samples; a batch is at most a shard."""
     waiting: list[np.ndarray] = []
     shards = iter(run)
     shard = next(shards)
-    for inputs in data.view(view, batch_size, first=shard * SHARD):
-        logits = np.asarray(forward(inputs))
+    for inputs, labels in data.view(view, batch_size, first=shard * SHARD, labels=True):
+        logits = np.asarray(forward(inputs, labels))
         if not (np.abs(logits) <= _LARGEST).all():
             raise ModelError(
                 f"The teacher must give finite outputs, at most {_LARGEST:g} in float16. Received: "
@@ -158,6 +165,12 @@ def _computed(
             shard, waiting = next(shards), [joined[SHARD:]]
     # The last one of all is smaller.
     yield shard, np.concatenate(waiting)
+
+
+def _labels_key(data: Dataset) -> str:
+    """What the labels of the training samples are known by."""
+    batches = data.splits["train"].samples.map(lambda x, y: y).batch(SHARD)
+    return files.content_key(*(np.asarray(labels).tobytes() for labels in batches))
 
 
 def _runs(numbers: Sequence[int]) -> list[list[int]]:

@@ -1,12 +1,13 @@
 """`Distiller`: a Keras model that trains a student under a teacher, with its own `train_step`.
 
 Invariant: only the student trains, and only the student is saved; the teacher's weights, flags and precision stay as
-they are. `evaluate` and validation are the student's own, without the teacher. Left out: features inside the networks.
+they are. `evaluate` and validation are the student's own, without the teacher. Left out: how outputs and features are
+compared, which the losses say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -14,39 +15,49 @@ import tensorflow as tf
 
 from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.outputs import are_probabilities, ends_in_sigmoid, gives_probabilities
+from tfcompress.graph.outputs import ends_in_sigmoid
 from tfcompress.graph.trace import has_graph
-from tfcompress.techniques.distill.keras_losses import as_loss
-from tfcompress.techniques.distill.losses import SoftTargets
+from tfcompress.techniques.distill.collapse import CollapseWatch
+from tfcompress.techniques.distill.features.comparison import Comparison
+from tfcompress.techniques.distill.mixing import CutMix, Mixed, Mixup
 from tfcompress.techniques.distill.multi_label import MultiLabelTargets
-from tfcompress.techniques.distill.outputs import takes_labels
+from tfcompress.techniques.distill.objective import DistillationLoss, Objective
+from tfcompress.techniques.distill.several_outputs import TeacherOfSeveral
+from tfcompress.techniques.distill.several_teachers import Ensemble, as_teacher
 from tfcompress.techniques.distill.stored_outputs import StoredOutputs
+from tfcompress.techniques.distill.student_outputs import StudentOutputs
 from tfcompress.techniques.distill.teacher import Teacher, probabilities_to_logits
+from tfcompress.techniques.distill.training_state import read_state, write_state
+from tfcompress.techniques.listening import step_counter
 
-_LOSSES_OF_PROBABILITIES = (keras.losses.sparse_categorical_crossentropy, keras.losses.categorical_crossentropy)
-
-DistillationLoss = Callable[..., Any]
+_OF_TRAINING = ("hard_loss", "distillation_loss", "feature_loss")
 
 
 class Distiller(keras.Model):
     """Trains `student` on its own loss and on its teacher's outputs.
 
     The loss of a step is `hard_weight * own + sum(loss.weight * loss)`, averaged over the batch with the sample
-    weights, plus the student's regularizers. It is compiled, fitted and given callbacks like any Keras model; the
+    weights, plus the student's regularizers. What `Features` need between the networks is trained along, in
+    `trained_along`, and not saved. It is compiled, fitted and given callbacks like any Keras model; the
     student can be used at any time, and `save` saves it alone.
 
     Args:
         student: The Keras model that trains. Its outputs are class logits or probabilities, shape `(batch, classes)`.
         teacher: A Keras model, a model file, a callable, a `Teacher`, or outputs that are stored (`cache_teacher`,
             `StoredOutputs`), whose `train_batches` it is then fitted on.
-        losses: Distillation losses; each has a `weight`. A plain callable, or a loss of `keras.distillation`, counts
-            with a weight of 1. One with a parameter `labels` is given the labels of the batch.
-        hard_weight: Weight of the student's own loss; by default what the losses leave of 1.
+        losses: Distillation losses of outputs, and `Features` of layers; each has a `weight`. A plain callable, or a
+            loss of `keras.distillation`, counts with a weight of 1. One with a parameter `labels` is given the labels
+            of the batch. Where both networks have several outputs, a dict with a list of losses for each output by its
+            name; `hard_weight` is then given, too.
+        hard_weight: Weight of the student's own loss; by default what the losses of outputs leave of 1.
+        learn_weights: Whether the weights are learned along, from the given ones; see `LearnedWeights`.
+        mix: Mixes pictures in each step, for the student and the teacher. Losses are then given no labels.
 
     Raises:
-        InvalidArgumentError: If the weights or the numbers of classes do not fit.
+        InvalidArgumentError: If the weights or the numbers of classes do not fit, or there is no such layer.
 
     Example:
+        >>> from tfcompress.techniques.distill import SoftTargets
         >>> student, teacher = (keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)]) for _ in range(2))
         >>> distiller = Distiller(student, teacher, losses=[SoftTargets(temperature=4.0, weight=0.9)])
         >>> own = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -63,42 +74,36 @@ class Distiller(keras.Model):
         self,
         student: keras.Model,
         teacher: Any,
-        losses: Sequence[DistillationLoss] | None = None,
+        losses: Sequence[DistillationLoss] | Mapping[str, Sequence[DistillationLoss]] | None = None,
         *,
         hard_weight: float | None = None,
+        learn_weights: bool = False,
+        mix: Mixup | CutMix | None = None,
         name: str | None = None,
     ):
         super().__init__(name=name)
-        losses = [SoftTargets()] if losses is None else [as_loss("Distiller.losses", loss) for loss in losses]
-        weights = [float(getattr(loss, "weight", 1.0)) for loss in losses]
-        if not losses:
-            raise InvalidArgumentError("Distiller.losses", "at least one callable (teacher, student) -> loss", losses)
-        if hard_weight is None:
-            hard_weight = 1.0 - sum(weights)
-            if hard_weight < -1e-9:
-                raise InvalidArgumentError(
-                    "Distiller.losses", "with weights that add up to at most 1, or `hard_weight` given", weights
-                )
-        if hard_weight < -1e-9:
-            raise InvalidArgumentError("Distiller.hard_weight", "at least 0", hard_weight)
+        if mix is not None and not isinstance(mix, Mixup | CutMix):
+            raise InvalidArgumentError("Distiller.mix", "a Mixup, a CutMix or None", mix)
+        objective = Objective(losses, hard_weight, learn_weights)
         self.student = student
-        self.hard_weight = max(hard_weight, 0.0)
-        self._student_gives_probabilities = gives_probabilities(student)
-        # Keras tracks what it sees in attributes: a tracked teacher would be trained, counted and saved.
-        self._teacher = _Untracked(_in_scope(teacher))
-        self._losses_and_weights = tuple(
-            (loss, weight, takes_labels(loss)) for loss, weight in zip(losses, weights, strict=True)
-        )
+        # None of these is a layer, which Keras would track: a tracked teacher would be trained, counted and saved.
+        self.teacher = _in_scope(teacher, objective.names)
+        self._outputs = StudentOutputs(student, objective.names)
+        self._objective, self._mix = objective, mix
+        self._comparison = Comparison(objective.pairs, student, getattr(self.teacher, "source", self.teacher))
+        self._comparison.build_from_graphs()
+        self.trained_along = self._layers_along()
         self._hard_loss = keras.metrics.Mean(name="hard_loss")
         self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
-        self._check_classes()
+        self._feature_loss = keras.metrics.Mean(name="feature_loss") if objective.pairs else None
+        self._outputs.check_classes(self.teacher.num_classes)
         self._check_labels_have_logits()
         self.built = True
 
     @property
-    def teacher(self) -> Teacher | StoredOutputs:
-        """The teacher, as it was wrapped."""
-        return self._teacher.value
+    def output_names(self) -> list[str] | None:
+        """Names of the student's outputs, by which Keras finds the loss of each."""
+        return getattr(self.student, "output_names", None)
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         """The student's outputs."""
@@ -112,86 +117,123 @@ class Distiller(keras.Model):
                 or if `jit_compile=True` meets a teacher that XLA cannot compile.
         """
         super().compile(*args, **kwargs)
-        loss = keras.losses.get(self.loss) if isinstance(self.loss, str) else self.loss
-        # A loss by its name, or as a function, has the default of `from_logits`, which is to take probabilities.
-        from_logits = getattr(loss, "from_logits", False if loss in _LOSSES_OF_PROBABILITIES else None)
-        if from_logits is not None and has_graph(self.student) and from_logits == self._student_gives_probabilities:
-            gives = "probabilities" if self._student_gives_probabilities else "logits"
-            raise InvalidArgumentError(
-                "loss", f"a loss with from_logits={not from_logits}, since the student gives {gives}", self.loss
-            )
+        self._num_classes = self._outputs.classes_of(self.loss)
         if not self.teacher.compiles:
             if kwargs.get("jit_compile") is True:
                 raise InvalidArgumentError("jit_compile", "False with a .tflite teacher, which XLA cannot run", True)
             self.jit_compile = False
 
-    def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; the teacher is looked at before the first step."""
-        inputs = _first_inputs(x)
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: Any = "auto",
+        callbacks: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As `keras.Model.fit`; the teacher is looked at before the first step, and the plain loss after each epoch."""
+        inputs = first_inputs(x)
         self.teacher.find_out_outputs(inputs)
-        if not has_graph(self.student):
-            # Without a graph, only outputs tell what they are.
-            outputs = self.student(_without_outputs(inputs), training=False)
-            self._student_gives_probabilities = are_probabilities(keras.ops.convert_to_numpy(outputs))
-        return super().fit(x, *args, **kwargs)
+        # A callable's classes are known only now.
+        self._outputs.check_classes(self.teacher.num_classes)
+        self._outputs.find_out(_without_outputs(inputs))
+        if not self._comparison.build_from_graphs():
+            prepared = self.teacher.prepare(inputs) if isinstance(self.teacher, Teacher) else inputs
+            specs = [keras.tree.map_structure(_spec, _without_outputs(each)) for each in (prepared, inputs)]
+            self._comparison.build(*specs)
+            self.trained_along = self._layers_along()
+        if not isinstance(callbacks, keras.callbacks.CallbackList):
+            callbacks = [
+                *keras.tree.flatten(callbacks if callbacks is not None else []),
+                CollapseWatch(self._num_classes),
+            ]
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def train_step(self, data: Any) -> dict:
         """One step on a batch `(x, y)` or `(x, y, sample_weight)`."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        teacher_logits = self.teacher.logits(x)
-        x = _without_outputs(x)
+        comparison, objective = self._comparison, self._objective
+        if isinstance(sample_weight, Mapping | list | tuple):
+            raise InvalidArgumentError("sample_weight", "one number per sample, not one for each output", sample_weight)
+        step = step_counter(self.optimizer).value
+        mixed = None if self._mix is None else self._mix(_without_outputs(x), step)
+        with comparison.listening("teacher") as of_teacher:
+            teacher_logits = self._taught(x, y, mixed)
+        x = _without_outputs(x) if mixed is None else mixed.inputs
+        taught_weight = _mixture(sample_weight, mixed)
         with tf.GradientTape() as tape:
-            outputs = self.student(x, training=True)
-            hard, regularization = self._own_loss(x, y, outputs, sample_weight)
-            soft = self._soft_loss(teacher_logits, outputs, y, sample_weight)
-            loss = self.hard_weight * hard + soft + regularization
+            with comparison.listening("student") as of_student:
+                outputs = self.student(x, training=True)
+            hard, regularization = self._own_loss(x, y, outputs, sample_weight, mixed)
+            student_logits = self._outputs.logits(outputs)
+            labels = self._outputs.labels(y) if mixed is None else None
+            soft = objective.of_teacher(teacher_logits, student_logits, labels, taught_weight, step)
+            features = objective.of_features(comparison.losses(of_teacher, of_student), taught_weight)
+            loss, soft, features = objective.total(hard, soft, features, step)
+            loss += regularization
             # Keras sums gradients over replicas, so each brings its share. Its own losses have done that already.
             scaled_loss = self.optimizer.scale_loss(loss)
-        trainable = self.student.trainable_variables
+        trainable = self.trainable_variables
         self.optimizer.apply_gradients(zip(tape.gradient(scaled_loss, trainable), trainable, strict=True))
-        batch_size = tf.shape(outputs)[0]
+        if hasattr(self.teacher, "follow"):
+            self.teacher.follow(self.student)
+        batch_size = tf.shape(keras.tree.flatten(outputs)[0])[0]
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        for metric, value in ((self._loss_tracker, loss), (self._hard_loss, hard), (self._distillation_loss, soft)):
+        logged = [(self._loss_tracker, loss), (self._hard_loss, hard), (self._distillation_loss, soft)]
+        logged += [(self._feature_loss, features)] if self._feature_loss is not None else []
+        for metric, value in logged:
             metric.update_state(value * replicas, sample_weight=batch_size)
         return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
 
     def test_step(self, data: Any) -> dict:
         """As `keras.Model.test_step`: the student alone, so what only training has is left out."""
         logs = super().test_step(data)
-        return {name: value for name, value in logs.items() if name not in ("hard_loss", "distillation_loss")}
+        return {name: value for name, value in logs.items() if name not in _OF_TRAINING}
 
-    def _own_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tuple[Any, Any]:
+    def _taught(self, x: Any, y: Any, mixed: Mixed | None) -> Any:
+        """The teacher's logits for a batch; of stored outputs, those of a mixture are mixed themselves."""
+        if mixed is None:
+            return self.teacher.logits(x, y)
+        if not isinstance(x, TaughtInputs):
+            return self.teacher.logits(mixed.inputs)
+        probabilities = tf.nn.softmax(self.teacher.logits(x))
+        return probabilities_to_logits(mixed.share * probabilities + (1 - mixed.share) * mixed.of(probabilities))
+
+    def _own_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any, mixed: Mixed | None) -> tuple[Any, Any]:
         """The student's loss on its labels, and its regularizers apart, since `hard_weight` is not for those."""
         total = tf.cast(self.compute_loss(x, y, outputs, sample_weight, training=True), tf.float32)
-        if not self.losses:
-            return total, 0.0
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        regularization = tf.add_n([tf.cast(loss, tf.float32) for loss in self.losses]) / replicas
+        regularization = 0.0
+        if self.losses:
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            regularization = tf.add_n([tf.cast(loss, tf.float32) for loss in self.losses]) / replicas
+        if mixed is not None:
+            weights = None if sample_weight is None else mixed.of(sample_weight)
+            other = keras.tree.map_structure(mixed.of, y)
+            of_partners = tf.cast(self.compute_loss(x, other, outputs, weights, training=True), tf.float32)
+            total = mixed.share * total + (1 - mixed.share) * of_partners
         return total - regularization, regularization
 
-    def _soft_loss(self, teacher_logits: Any, outputs: Any, labels: Any, sample_weight: Any) -> Any:
-        """The weighted sum of the distillation losses, averaged as Keras averages its own."""
-        if self._student_gives_probabilities:
-            student_logits = probabilities_to_logits(outputs)
-        else:
-            student_logits = tf.cast(outputs, tf.float32)
-        total = tf.constant(0.0)
-        for loss, weight, labelled in self._losses_and_weights:
-            options = {"labels": labels} if labelled and labels is not None else {}
-            per_sample = loss(teacher_logits, student_logits, **options)
-            _check_per_sample(loss, per_sample, sample_weight)
-            if sample_weight is not None:
-                per_sample = per_sample * tf.cast(tf.reshape(sample_weight, [-1]), tf.float32)
-            total += weight * tf.reduce_mean(per_sample)
-        return total / tf.distribute.get_strategy().num_replicas_in_sync
+    def _layers_along(self) -> list[keras.layers.Layer]:
+        learned = self._objective.learned
+        return [*self._comparison.layers, *([] if learned is None else [learned])]
 
     def save_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves the student's weights; `ModelCheckpoint(save_weights_only=True)` comes here too."""
+        """Saves the student's weights, and what the training needs to go on beside them; callbacks come here too."""
         self.student.save_weights(filepath, *args, **kwargs)
+        write_state(filepath, self._state())
 
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Loads weights that `save_weights` wrote into the student."""
+        """Loads what `save_weights` wrote, or a file of the student alone."""
         self.student.load_weights(filepath, *args, **kwargs)
+        read_state(filepath, self._state())
+
+    def _state(self) -> list[keras.Variable]:
+        """What a training has beside the student's weights."""
+        along = [variable for layer in self.trained_along for variable in layer.variables]
+        averaged = getattr(self.teacher, "variables", ())
+        return [*along, *averaged, *(self.optimizer.variables if self.optimizer is not None else [])]
 
     def save(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Saves the student; `ModelCheckpoint` comes here too."""
@@ -200,32 +242,23 @@ class Distiller(keras.Model):
     def get_config(self) -> dict:
         raise NotImplementedError("A Distiller is a way to train. Save `distiller.student`, or call `distiller.save`.")
 
-    def _check_classes(self) -> None:
-        if has_graph(self.student) and not isinstance(self.student.output_shape, tuple):
-            raise ModelError(
-                f"A student must give one tensor. Received: {self.student.name!r} with outputs of shapes "
-                f"{self.student.output_shape}. Distill a model with the one output that its teacher has."
-            )
-        expected = self.teacher.num_classes
-        received = keras.tree.flatten(self.student.output_shape)[-1] if has_graph(self.student) else None
-        if None not in (expected, received) and expected != received:
-            raise InvalidArgumentError("student", f"a model of {expected} classes, as its teacher is", received)
-
     def _check_labels_have_logits(self) -> None:
-        if not any(isinstance(loss, MultiLabelTargets) for loss, *_ in self._losses_and_weights):
+        if not any(isinstance(loss, MultiLabelTargets) for loss in self._objective.of_outputs):
             return
-        for side, model in (("student", self.student), ("teacher", getattr(self.teacher, "source", None))):
-            if isinstance(model, keras.Model) and _gives_sigmoids(model):
+        teachers = getattr(self.teacher, "models", ())
+        for side, model in (("student", self.student), *(("teacher", teacher) for teacher in teachers)):
+            if _gives_sigmoids(model):
                 raise InvalidArgumentError(
                     side, "a model of logits with MultiLabelTargets: leave out the sigmoid at its end", model.name
                 )
 
 
-class _Untracked:
-    """Hides a value from Keras's attribute tracking."""
-
-    def __init__(self, value: Any):
-        self.value = value
+def _mixture(sample_weight: Any, mixed: Mixed | None) -> Any:
+    """Weights of a mixture's samples."""
+    if sample_weight is None or mixed is None:
+        return sample_weight
+    sample_weight = tf.cast(sample_weight, tf.float32)
+    return mixed.share * sample_weight + (1 - mixed.share) * mixed.of(sample_weight)
 
 
 def _without_outputs(inputs: Any) -> Any:
@@ -233,16 +266,11 @@ def _without_outputs(inputs: Any) -> Any:
     return inputs.inputs if isinstance(inputs, TaughtInputs) else inputs
 
 
-def _in_scope(teacher: Any) -> Teacher | StoredOutputs:
-    """The teacher; under a distribution strategy a Keras model is copied into its scope."""
-    if isinstance(teacher, StoredOutputs):
-        return teacher
-    teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-    if tf.distribute.has_strategy() and isinstance(teacher.source, keras.Model):
-        copy = keras.models.clone_model(teacher.source)
-        copy.set_weights(teacher.source.get_weights())
-        teacher = teacher.with_source(copy)
-    return teacher
+def _in_scope(teacher: Any, names: Sequence[str] | None) -> Teacher | Ensemble | StoredOutputs | TeacherOfSeveral:
+    """The teacher of an output, or of several; under a distribution strategy Keras models are copied into its scope."""
+    if names is not None:
+        return TeacherOfSeveral(teacher, names).in_scope()
+    return teacher if isinstance(teacher, StoredOutputs) else as_teacher(teacher).in_scope()
 
 
 def _gives_sigmoids(model: keras.Model) -> bool:
@@ -252,27 +280,12 @@ def _gives_sigmoids(model: keras.Model) -> bool:
         return False  # A graph that cannot be followed says nothing about its end.
 
 
-def _check_per_sample(loss: DistillationLoss, values: Any, sample_weight: Any) -> None:
-    """Raises an `InvalidArgumentError` if values of a loss are not one for each sample, or cannot be weighted."""
-    shape = tf.convert_to_tensor(values).shape
-    if shape.rank not in (None, 1):
-        raise InvalidArgumentError(
-            "Distiller.losses", f"callables with one value per sample, shape (batch,), {loss!r} too", tuple(shape)
-        )
-    if sample_weight is None:
-        return
-    if getattr(loss, "needs_whole_batch", False):
-        raise InvalidArgumentError(
-            "sample_weight", f"left out with {loss!r}, which gives one value per batch", "sample weights"
-        )
-    weights_shape = tf.convert_to_tensor(sample_weight).shape
-    if weights_shape.rank is not None and any(size not in (None, 1) for size in weights_shape[1:]):
-        raise InvalidArgumentError(
-            "sample_weight", "one number per sample; `WhereLabelled` leaves positions out", tuple(weights_shape)
-        )
+def _spec(tensor: Any) -> tf.TensorSpec:
+    """What a batch of any size is."""
+    return tf.TensorSpec((None, *tensor.shape[1:]), tensor.dtype)
 
 
-def _first_inputs(x: Any) -> Any:
+def first_inputs(x: Any) -> Any:
     """A few inputs from what `fit` was given."""
     if isinstance(x, tf.data.Dataset):
         batch = next(iter(x.take(1)))

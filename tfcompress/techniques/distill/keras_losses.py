@@ -1,14 +1,13 @@
 """Losses of `keras.distillation` as losses of ours.
 
 Invariant: the mean over the batch of what comes out is what Keras's `compute_loss` gives for the batch. Left out:
-`FeatureDistillation` between layers, whose outputs the step does not have, and Keras's losses of several outputs.
+Keras's losses of several outputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -16,6 +15,7 @@ from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.distill.arguments import check_weight
+from tfcompress.techniques.distill.features.pairs import Features
 from tfcompress.techniques.distill.outputs import comparable
 
 # Keras had no distillation before 3.12.
@@ -23,23 +23,34 @@ _KERAS: Any = getattr(keras, "distillation", None)
 _MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight", "none", None)
 
 
-def as_loss(name: str, loss: Any) -> Callable[..., Any]:
-    """A loss as a callable `(teacher, student) -> (batch,)`.
+def as_loss(name: str, loss: Any) -> Any:
+    """A loss as a callable `(teacher, student) -> (batch,)`, or as `Features` where it names layers.
 
     Args:
         name: What the argument is called, for the error.
-        loss: A callable, or a `keras.distillation.DistillationLoss`.
+        loss: A callable, `Features`, or a `keras.distillation.DistillationLoss`.
 
     Raises:
-        InvalidArgumentError: If it is neither.
+        InvalidArgumentError: If it is none of these.
     """
     if _KERAS is not None and isinstance(loss, _KERAS.DistillationLoss):
-        return KerasDistillation(loss)
-    if not callable(loss):
+        teacher_layer, student_layer = _layers(loss)
+        if teacher_layer is None and student_layer is None:
+            return KerasDistillation(loss)
+        if teacher_layer is None or student_layer is None:
+            raise InvalidArgumentError(name, "with layers of both sides or of none", [teacher_layer, student_layer])
+        of_outputs = KerasDistillation(_KERAS.FeatureDistillation(loss=loss.loss))
+        return Features(of_outputs, teacher_layer=teacher_layer, student_layer=student_layer)
+    if not callable(loss) and not isinstance(loss, Features):
         raise InvalidArgumentError(
-            name, "a callable (teacher, student) -> loss, or a loss of `keras.distillation`", loss
+            name, "callables (teacher, student) -> loss, `Features`, or losses of `keras.distillation`", loss
         )
     return loss
+
+
+def _layers(loss: Any) -> tuple[str | None, str | None]:
+    """Names of the teacher's and the student's layer, where a loss of Keras has them."""
+    return getattr(loss, "teacher_layer_name", None), getattr(loss, "student_layer_name", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +62,7 @@ class KerasDistillation:
     value of the batch, and `Distiller` refuses sample weights.
 
     Args:
-        loss: A `LogitsDistillation`, a `FeatureDistillation` of the final outputs, or a `DistillationLoss` of one's
+        loss: A `LogitsDistillation`, a `FeatureDistillation` without names of layers, or a `DistillationLoss` of one's
             own.
         weight: Share of this loss beside the student's own, in [0, 1].
 
@@ -72,10 +83,9 @@ class KerasDistillation:
         check_weight("KerasDistillation", self.weight)
         if _KERAS is None or not isinstance(self.loss, _KERAS.DistillationLoss):
             raise InvalidArgumentError("KerasDistillation.loss", "a `keras.distillation.DistillationLoss`", self.loss)
-        layers = [getattr(self.loss, f"{side}_layer_name", None) for side in ("teacher", "student")]
-        if any(layer is not None for layer in layers):
+        if any(layer is not None for layer in _layers(self.loss)):
             raise InvalidArgumentError(
-                "KerasDistillation.loss", "one of the final outputs, without names of layers", layers
+                "KerasDistillation.loss", "one without names of layers, which `Features` has around it", self.loss
             )
         inner = getattr(self.loss, "loss", None)
         if isinstance(inner, list | tuple | dict):

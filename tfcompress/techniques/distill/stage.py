@@ -1,39 +1,34 @@
 """The recipe stage `distill`: trains the model under the recipe's teacher, and nothing else.
 
 Invariant: the model that comes out has the structure of the one that went in. Left out: teaching within other stages,
-which each of them takes as `teach` (`pipeline.py`).
+which each of them takes as `teach` (`pipeline/`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import keras
 
+from tfcompress.teach_settings import TeachSettings
 from tfcompress.techniques.base import Context, Technique
-from tfcompress.techniques.distill.by_name import distillation_loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Distill(Technique):
+class Distill(TeachSettings, Technique):
     """Trains under the teacher.
 
     Args:
-        temperature: Softening of both distributions, in (0, inf).
-        weight: Share of the teacher's loss, in [0, 1]; the labels have the rest.
+        temperature: Softening of both distributions, above 0.
+        weight: Share of the teacher's loss beside that of the labels, in [0, 1].
         kind: A name in `by_name.LOSSES`.
+        features: What layers learn from layers.
+        mixup: Alpha of the shares in which pictures are blended with one another, above 0, or None.
+        cutmix: Alpha of the shares in which pictures are pasted into one another, above 0, or None.
     """
 
-    temperature: float = 4.0
-    weight: float = 0.9
-    kind: str = "soft_targets"
-
     needs_teacher: ClassVar[bool] = True
-
-    def __post_init__(self):
-        distillation_loss(self.kind, self.temperature, self.weight)
 
     @property
     def keeps_clusters(self) -> bool:
@@ -42,5 +37,5 @@ class Distill(Technique):
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         return context.train(model).model
 
-    def teaching(self) -> Callable[..., Any]:
-        return distillation_loss(self.kind, self.temperature, self.weight)
+    def teaching(self) -> TeachSettings:
+        return self

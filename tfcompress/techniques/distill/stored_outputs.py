@@ -134,8 +134,8 @@ class StoredOutputs:
                 "x", "batches of `StoredOutputs.train_batches`, which bring the teacher's outputs along", type(inputs)
             )
 
-    def logits(self, inputs: TaughtInputs) -> Any:
-        """Float32 logits of shape `(batch, classes)`, out of the batch."""
+    def logits(self, inputs: TaughtInputs, labels: Any = None) -> Any:
+        """Float32 logits of shape `(batch, classes)`, out of the batch; labels are not looked at."""
         if self._are_probabilities:
             return probabilities_to_logits(inputs.teacher_outputs, self._step)
         return tf.cast(inputs.teacher_outputs, tf.float32)

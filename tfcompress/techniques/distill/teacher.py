@@ -1,27 +1,30 @@
 """Teachers: anything that turns a batch into class logits, never trained and never changed.
 
 Invariant: `Teacher.logits` gives float32 logits whatever the source gives; probabilities are turned into logits once,
-by their logarithm, so that no softmax is ever taken of a softmax. Left out: several teachers, and stored outputs.
+by their logarithm, so that no softmax is ever taken of a softmax. Left out: what can be a source and how it is called
+(`teacher_source.py`), several teachers (`several_teachers.py`), and stored outputs (`stored_outputs.py`).
 """
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfcompress.bridge.load import load
 from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.files import content_key
-from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities, gives_probabilities, output_step
-from tfcompress.graph.trace import has_graph
-from tfcompress.measure.tflite_runner import TFLiteRunner
+from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities
+from tfcompress.techniques.distill.teacher_inputs import check_fits, to_teacher
+from tfcompress.techniques.distill.teacher_source import Shape, describe, read
+
+OwnKind = TypeVar("OwnKind", bound="Teacher")
 
 
 def probabilities_to_logits(probabilities: Any, step: float = 0.0) -> Any:
@@ -38,20 +41,31 @@ class Teacher:
     """A source of logits.
 
     Args:
-        source: A Keras model, the path of a `.tflite` file or of a Keras model that `load` reads, or a callable from a
-            batch of inputs to outputs of shape `(batch, classes)`.
+        source: A Keras 3 or tf_keras model; the path of a `.tflite` file, of the folder of a SavedModel, or of a Keras
+            model that `load` reads; or a callable from a batch of inputs to outputs of shape `(batch, classes)`.
         input_range: The range of pixel values that the source wants, if it is not that of the data.
         data_range: The range of pixel values in the data; needed with `input_range`.
+        resize: Height and width of the images that the source wants, if they are not those of the data: bilinear, and
+            smoothed where images shrink. Images are resized first and mapped to `input_range` then; that is the same as
+            the other way round, since each new pixel is a mean of old ones.
+        class_map: For each of the student's classes the index of the source's output, where their order is another, or
+            the source knows more classes. Of probabilities, the chosen ones are divided by their sum by the softmax
+            that each loss takes.
 
     Raises:
-        InvalidArgumentError: If the source is nothing of these.
+        InvalidArgumentError: If the source is nothing of these, or another argument is out of its range.
         ModelError: If a file cannot be read.
 
     Example:
         >>> teacher = Teacher(lambda inputs: inputs * 2.0)
         >>> teacher.logits(tf.constant([[1.0, -1.0]])).numpy().tolist()
         [[2.0, -2.0]]
+        >>> Teacher(lambda inputs: inputs, class_map=[2, 0]).logits(tf.constant([[5.0, 6.0, 7.0]])).numpy().tolist()
+        [[7.0, 5.0]]
     """
+
+    # Whether its logits depend on the labels.
+    needs_labels = False
 
     def __init__(
         self,
@@ -59,110 +73,147 @@ class Teacher:
         *,
         input_range: tuple[float, float] | None = None,
         data_range: tuple[float, float] | None = None,
+        resize: tuple[int, int] | None = None,
+        class_map: Sequence[int] | None = None,
     ):
         if isinstance(source, str | os.PathLike):
-            source = _read(Path(source))
-        self.source = source
-        self._scale, self._offset = _affine(input_range, data_range)
-        self._outputs: Callable[[Any], Any]
-        # The answer is known from a graph, or found out from the first batch.
-        self._gives_probabilities: bool | None = None
-        self._output_step = 0.0
-        if isinstance(source, keras.Model):
-            self._outputs = lambda inputs: source(inputs, training=False)
-            if getattr(source, "inputs", None):
-                self._gives_probabilities = gives_probabilities(source)
-                self._output_step = output_step(source)
-        elif isinstance(source, TFLiteRunner):
-            self._outputs = self._run_file
-            self._output_step = float(source.output_details["quantization"][0])
-        elif callable(source):
-            self._outputs = source
-        else:
-            raise InvalidArgumentError("teacher", "a Keras model, a model file, or a callable", source)
+            source = read(Path(source))
+        self._to_teacher = to_teacher(input_range, data_range, resize)
+        self._class_map = None if class_map is None else _checked_class_map(class_map)
+        self._take(source)
 
-    def with_source(self, model: keras.Model) -> Teacher:
+    def _take(self, source: Any) -> None:
+        self.source = source
+        self._about = describe(source)
+        # These are known from a graph, or found out from the first batch.
+        self._gives_probabilities = self._about.probabilities
+        self._source_shape = self._about.output_shape
+        self._check_class_map()
+
+    def with_source(self: OwnKind, model: keras.Model) -> OwnKind:
         """The same teacher over a copy of its model, such as one in the scope of a distribution strategy."""
-        teacher = Teacher(model)
-        teacher._scale, teacher._offset = self._scale, self._offset
+        teacher = copy.copy(self)
+        teacher._take(model)
         return teacher
+
+    def in_scope(self: OwnKind) -> OwnKind:
+        """The teacher to use under the running distribution strategy: a Keras model is copied into its scope."""
+        if not tf.distribute.has_strategy() or not isinstance(self.source, keras.Model):
+            return self
+        model = keras.models.clone_model(self.source)
+        model.set_weights(self.source.get_weights())
+        return self.with_source(model)
+
+    @property
+    def name(self) -> str:
+        """What errors call it, such as "the Keras model 'resnet'"."""
+        return self._about.name
+
+    @property
+    def models(self) -> tuple[keras.Model, ...]:
+        """The Keras 3 models that it asks."""
+        return (self.source,) if isinstance(self.source, keras.Model) else ()
+
+    @property
+    def output_shape(self) -> Shape | None:
+        """Shape of the logits for one sample, where it is known; after `find_out_outputs` it is."""
+        if self._source_shape is None or self._class_map is None:
+            return self._source_shape
+        return (*self._source_shape[:-1], len(self._class_map))
 
     @property
     def num_classes(self) -> int | None:
-        """Size of the last output axis, where it is known without a call."""
-        if isinstance(self.source, keras.Model):
-            return keras.tree.flatten(self.source.output_shape)[-1] if has_graph(self.source) else None
-        if isinstance(self.source, TFLiteRunner):
-            return int(self.source.output_details["shape"][-1])
-        return None
+        """Size of the last output axis, where it is known."""
+        if self._class_map is not None:
+            return len(self._class_map)
+        return self._source_shape[-1] if self._source_shape else None
 
     @property
     def compiles(self) -> bool:
         """Whether the teacher is made of TensorFlow operations that XLA can compile."""
-        return not isinstance(self.source, TFLiteRunner)
+        return self._about.compiles
 
     def key(self) -> str | None:
-        """What its outputs are known by: its weights or its file, and its range; None of a callable."""
-        if isinstance(self.source, keras.Model):
-            weights = (weight.tobytes() for weight in self.source.get_weights())
-            return content_key(self._scale, self._offset, *weights)
-        if isinstance(self.source, TFLiteRunner):
-            return content_key(self._scale, self._offset, self.source.content)
-        return None
+        """What its logits are known by: weights or file, input range and size, class map; None of a callable."""
+        if self._about.content is None:
+            return None
+        chosen = {"resize": self._to_teacher.size, "class_map": self._class_map}
+        # Only what is set, so that caches of earlier versions are read.
+        others = [{name: value} for name, value in chosen.items() if value is not None]
+        return content_key(self._to_teacher.scale, self._to_teacher.offset, *others, *self._about.content())
+
+    def prepare(self, inputs: Any) -> Any:
+        """Inputs of the data as the source takes them: resized, and in its range."""
+        return self._to_teacher(inputs)
 
     def find_out_outputs(self, inputs: Any) -> None:
-        """Looks at the outputs for some inputs, to know whether they are probabilities.
+        """Looks at the outputs for some inputs: whether they can be used, and whether they are probabilities.
 
         Raises:
-            InvalidArgumentError: If outputs of another teacher come along.
-            ModelError: If an output is not finite.
+            InvalidArgumentError: If outputs of another teacher come along, or `resize` or `class_map` do not fit.
+            ModelError: If the inputs do not fit the source, or it does not give finite outputs for each of them.
         """
         if isinstance(inputs, TaughtInputs):
             raise InvalidArgumentError(
                 "x", "batches without stored outputs, or the `StoredOutputs` they come from as teacher", "TaughtInputs"
             )
-        outputs = keras.ops.convert_to_numpy(self._outputs(self._prepare(inputs)))
-        if not np.isfinite(outputs).all():
-            raise ModelError("The teacher must give finite outputs. Received: NaN or infinity on the first batch.")
+        prepared = self.prepare(inputs)
+        check_fits(self._about, prepared)
+        outputs = self._one_tensor(self._about.outputs(prepared))
+        values = keras.ops.convert_to_numpy(outputs)
+        samples = len(keras.tree.flatten(inputs)[0])
+        if values.ndim < 2 or len(values) != samples:
+            raise ModelError(
+                f"The teacher, {self.name}, must give outputs of shape ({samples}, ..., classes) for {samples} "
+                f"samples. Received: {values.shape}."
+            )
+        if not np.isfinite(values).all():
+            raise ModelError(
+                f"The teacher, {self.name}, must give finite outputs. Received: NaN or infinity on the first batch."
+            )
+        self._source_shape = values.shape[1:]
+        self._check_class_map()
         if self._gives_probabilities is None:
-            self._gives_probabilities = are_probabilities(outputs, self._output_step)
+            self._gives_probabilities = are_probabilities(values, self._about.step)
 
-    def logits(self, inputs: Any) -> Any:
-        """Float32 logits of shape `(batch, classes)`, with no gradient."""
+    def logits(self, inputs: Any, labels: Any = None) -> Any:
+        """Float32 logits of shape `(batch, classes)`, with no gradient; labels are not looked at."""
         if self._gives_probabilities is None:
             if tf.inside_function():
                 raise ModelError("Call `Teacher.find_out_outputs` with a batch before compiling this teacher.")
             self.find_out_outputs(inputs)
-        outputs = tf.stop_gradient(self._outputs(self._prepare(inputs)))
+        outputs = tf.stop_gradient(self._one_tensor(self._about.outputs(self.prepare(inputs))))
         if self._gives_probabilities:
-            return probabilities_to_logits(outputs, self._output_step)
-        return tf.cast(outputs, tf.float32)
+            outputs = probabilities_to_logits(outputs, self._about.step)
+        logits = tf.cast(outputs, tf.float32)
+        return logits if self._class_map is None else tf.gather(logits, self._class_map, axis=-1)
 
-    def _prepare(self, inputs: Any) -> Any:
-        if (self._scale, self._offset) == (1.0, 0.0):
-            return inputs
-        return tf.cast(inputs, tf.float32) * self._scale + self._offset
+    def _one_tensor(self, outputs: Any) -> Any:
+        found = keras.tree.flatten(outputs)
+        if len(found) != 1:
+            raise ModelError(
+                f"The teacher, {self.name}, must give one tensor. Received: {len(found)}. Pass a callable that gives "
+                "one of them."
+            )
+        return found[0]
 
-    def _run_file(self, inputs: Any) -> Any:
-        outputs = tf.numpy_function(self.source.predict, [inputs], tf.float32, stateful=False)
-        between = [None] * (len(self.source.output_details["shape"]) - 2)
-        outputs.set_shape((inputs.shape[0], *between, self.num_classes))
-        return outputs
-
-
-def _affine(wanted: tuple[float, float] | None, given: tuple[float, float] | None) -> tuple[float, float]:
-    """Scale and offset from the data's range to the teacher's."""
-    if wanted is None or wanted == given:
-        return 1.0, 0.0
-    if given is None:
-        raise InvalidArgumentError("data_range", "the range of the data when `input_range` is given", given)
-    scale = (wanted[1] - wanted[0]) / (given[1] - given[0])
-    return scale, wanted[0] - given[0] * scale
+    def _check_class_map(self) -> None:
+        if self._class_map is None or not self._source_shape:
+            return
+        classes = self._source_shape[-1]
+        if classes is not None and max(self._class_map) >= classes:
+            raise InvalidArgumentError(
+                "class_map", f"indices below {classes}, the outputs of {self.name}", max(self._class_map)
+            )
 
 
-def _read(path: Path) -> Any:
-    if not path.exists():
-        raise ModelError(f"No teacher file at {str(path)!r}.")
-    if path.suffix == ".tflite":
-        return TFLiteRunner(path, num_threads=2)
-    return load(path)
+def _checked_class_map(class_map: Any) -> list[int]:
+    indices = np.asarray(class_map)
+    if indices.ndim != 1 or not len(indices) or indices.dtype.kind not in "iu" or indices.min() < 0:
+        raise InvalidArgumentError(
+            "class_map", "for each class of the student the index of the teacher's output, from 0", class_map
+        )
+    values, counts = np.unique(indices, return_counts=True)
+    if counts.max() > 1:
+        raise InvalidArgumentError("class_map", "indices that are all different", f"{values[counts > 1][0]} twice")
+    return [int(index) for index in indices]

@@ -18,6 +18,7 @@ from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.distill.dense_losses import ChannelWiseTargets
+from tfcompress.techniques.distill.features.pairs import Features
 from tfcompress.techniques.distill.keras_losses import as_loss
 from tfcompress.techniques.distill.multi_label import MultiLabelTargets
 from tfcompress.techniques.distill.outputs import (
@@ -38,7 +39,7 @@ _OF_NO_CLASSES = (ChannelWiseTargets, MultiLabelTargets, TeacherBounded)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Around:
+class AroundLoss:
     """A loss around another one, with its weight.
 
     Args:
@@ -52,6 +53,8 @@ class _Around:
 
     def __post_init__(self):
         inner = as_loss(f"{type(self).__name__}.loss", self.loss)
+        if isinstance(inner, Features):
+            raise InvalidArgumentError(f"{type(self).__name__}.loss", "a loss of outputs", self.loss)
         if getattr(inner, "needs_whole_batch", False):
             raise InvalidArgumentError(
                 f"{type(self).__name__}.loss", "a loss with a value for each sample, not one for the batch", self.loss
@@ -77,7 +80,7 @@ class _Around:
 
 
 @dataclasses.dataclass(frozen=True)
-class PerClass(_Around):
+class PerClass(AroundLoss):
     """Weighs a loss by the class: that of the label, or of the teacher's first choice where there is none.
 
     Args:
@@ -116,7 +119,7 @@ class PerClass(_Around):
 
 
 @dataclasses.dataclass(frozen=True)
-class WhereConfident(_Around):
+class WhereConfident(AroundLoss):
     """Counts a loss only where the teacher is sure: where its largest probability is at least `threshold`.
 
     Args:
@@ -149,7 +152,7 @@ class WhereConfident(_Around):
 
 
 @dataclasses.dataclass(frozen=True)
-class WhereCorrect(_Around):
+class WhereCorrect(AroundLoss):
     """Counts a loss only where the teacher's first choice is the label; elsewhere the labels teach alone.
 
     A sample whose label is no class, such as -1, counts nowhere.
@@ -179,7 +182,7 @@ class WhereCorrect(_Around):
 
 
 @dataclasses.dataclass(frozen=True)
-class WhereLabelled(_Around):
+class WhereLabelled(AroundLoss):
     """Leaves out positions with a certain label: the padding of a sequence, the unknown areas of a segmentation.
 
     The mean of a sample is taken over the positions that stay; a sample of which none stays counts 0.
@@ -214,7 +217,7 @@ class WhereLabelled(_Around):
 
 
 @dataclasses.dataclass(frozen=True)
-class Standardized(_Around):
+class Standardized(AroundLoss):
     """Gives a loss standardized logits: at each position a mean of 0 and a standard deviation of 1.
 
     The temperature inside thereby multiplies each side's own deviation, and a student need not have logits as large as
