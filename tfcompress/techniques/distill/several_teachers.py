@@ -99,6 +99,7 @@ class Ensemble:
         keys = [teacher.key() for teacher in self.teachers]
         return None if None in keys else content_key("ensemble", self.combine, self._weights, keys)
 
+    @property
     def variables(self) -> list[keras.Variable]:
         """What of its members changes in a training, and a resumed one needs."""
         return [variable for teacher in self.teachers for variable in getattr(teacher, "variables", ())]
