@@ -259,6 +259,16 @@ def test_a_training_says_that_its_student_forgets():
         distiller.fit(x, y, epochs=20, verbose=0)
 
 
+def test_weights_are_no_sign_of_guessing():
+    x, y = blobs(32, shape=(8,))
+    for options in ({"sample_weight": np.full(32, 9.0)}, {"class_weight": dict.fromkeys(range(4), 9.0)}):
+        distiller = Distiller(tiny_mlp(), tiny_mlp(name="teacher"))
+        distiller.compile(keras.optimizers.Adam(1e-3), cross_entropy())
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", CollapseWarning)
+            assert min(distiller.fit(x, y, epochs=3, verbose=0, **options).history["hard_loss"]) > 1.4
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -43,7 +43,7 @@ def mean_squared_error(model, x, y):
     return float(np.mean((model.predict(x, batch_size=1000, verbose=0) - y) ** 2))
 
 
-def mnist(data_dir, rng):
+def mnist(data_dir):
     data = tfc.load_dataset("mnist", data_dir=data_dir, download=False)
     splits = []
     for split in ("train", "test"):
@@ -137,7 +137,7 @@ def tasks(data_dir):
     soft = tfc.SoftTargets(temperature=4.0, weight=0.9)
 
     def both_outputs(rng):
-        (x, y), (x_test, y_test) = mnist(data_dir, rng)
+        (x, y), (x_test, y_test) = mnist(data_dir)
         return (x, {"digit": y, "ink": ink(x)}), (x_test, {"digit": y_test, "ink": ink(x_test)})
 
     def figures(model, x, y):
@@ -146,7 +146,7 @@ def tasks(data_dir):
 
     return {
         "mnist": {
-            "data": lambda rng: mnist(data_dir, rng),
+            "data": lambda rng: mnist(data_dir),
             "teacher": lambda seed: mlp((28, 28, 1), (300, 100), 10, seed),
             "student": lambda seed: mlp((28, 28, 1), (64,), 10, seed),
             "loss": CROSS_ENTROPY, "taught": {"losses": [soft]}, "epochs": 10,

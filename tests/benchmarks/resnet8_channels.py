@@ -1,8 +1,8 @@
-"""CIFAR-10 ResNet-8 of MLPerf Tiny at half the multiply-adds: channels removed by importance, and at random, then
-trained alike under a larger teacher.
+"""CIFAR-10 ResNet-8 of MLPerf Tiny at half the multiply-adds: channels removed by importance, and at random, in equal
+steps, each trained alike under a larger teacher.
 
     python tests/benchmarks/resnet8_channels.py --model resnet8_cifar10.h5 --teacher resnet_large_cifar10_float.tflite \
-        --data_dir DIR --seeds 3 --out resnet8_channels.json
+        --data_dir DIR --seeds 0 1 2 --steps 4 --step_epochs 3 --epochs 24 --out resnet8_channels.json
 
 The teacher's logits are computed once, for some augmented views of each training picture (flips and shifts, a function
 of the seed), and student and teacher see the very same pictures. Of the 50,000 training pictures the last 1,000 are the
@@ -85,9 +85,9 @@ def accuracy(model, x, y):
     return float(np.mean(model.predict(x, batch_size=500, verbose=0).argmax(1) == y))
 
 
-def train(model, views, targets, args, seed, saved):
+def train(model, views, targets, args, seed, saved, epochs):
     keras.utils.set_random_seed(seed)
-    steps = args.epochs * (len(views[0]) // BATCH)
+    steps = epochs * (len(views[0]) // BATCH)
     schedule = keras.optimizers.schedules.CosineDecay(1e-5, steps, warmup_target=args.learning_rate, warmup_steps=200)
     model.compile(keras.optimizers.AdamW(schedule, weight_decay=1e-4), distillation_loss(args.weight))
     model.optimizer.build(model.trainable_variables)
@@ -95,7 +95,7 @@ def train(model, views, targets, args, seed, saved):
     if done:
         model.load_weights(done[-1])
     saved.mkdir(parents=True, exist_ok=True)
-    for epoch in range(len(done), args.epochs):
+    for epoch in range(len(done), epochs):
         at = epoch % len(views)
         order = np.random.default_rng([seed, epoch]).permutation(len(views[at]))[: len(views[at]) // BATCH * BATCH]
         data = tf.data.Dataset.from_tensor_slices(order.reshape(-1, BATCH)).map(
@@ -120,7 +120,9 @@ def main():
     parser.add_argument("--criteria", nargs="+", default=["taylor", "random"])
     parser.add_argument("--ranking", default="global")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1, help="in how many steps channels are removed")
+    parser.add_argument("--step_epochs", type=int, default=3, help="epochs after each step but the last")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs after the last step")
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--weight", type=float, default=0.9)
     parser.add_argument("--learning_rate", type=float, default=1e-3)
@@ -140,17 +142,21 @@ def main():
         for criterion in args.criteria:
             if any((row["seed"], row["criterion"]) == (seed, criterion) for row in rows):
                 continue
-            rng = np.random.default_rng(seed)
-            chosen = rng.permutation(len(x))[:2000]
-            small = prune_channels(
-                model, macs=0.5, criterion=criterion, ranking=args.ranking, data=(x[chosen], y[chosen]),
-                samples=2000, seed=seed,
-            )  # fmt: skip
-            row = {"seed": seed, "criterion": criterion, "macs": count_macs(small), "params": small.count_params()}
-            row["epochs"] = args.epochs
-            row["before_validation"] = accuracy(small, *splits["validation"])
-            print(row, flush=True)
-            train(small, views, targets, args, seed, args.out.with_suffix(f".{criterion}.{seed}"))
+            chosen = np.random.default_rng(seed).permutation(len(x))[:2000]
+            small, whole = model, count_macs(model)
+            row = {"seed": seed, "criterion": criterion, "ranking": args.ranking, "steps": args.steps}
+            row |= {"step_epochs": args.step_epochs, "epochs": args.epochs}
+            saved = args.out.with_suffix(f".{criterion}.{seed}")
+            for step in range(1, args.steps + 1):
+                small = prune_channels(
+                    small, macs=int(whole * 0.5 ** (step / args.steps)), criterion=criterion, ranking=args.ranking,
+                    data=(x[chosen], y[chosen]), samples=2000, seed=seed,
+                )  # fmt: skip
+                row |= {"macs": count_macs(small), "params": small.count_params()}
+                row["before_validation"] = accuracy(small, *splits["validation"])
+                print(row, flush=True)
+                epochs = args.epochs if step == args.steps else args.step_epochs
+                train(small, views, targets, args, seed + 1000 * step, saved / str(step), epochs)
             row["validation"] = accuracy(small, *splits["validation"])
             row["test"] = accuracy(small, *splits["test"])
             print(row, flush=True)

@@ -93,6 +93,7 @@ class Distiller(keras.Model):
         self._comparison = Comparison(objective.pairs, student, getattr(self.teacher, "source", self.teacher))
         self._comparison.build_from_graphs()
         self.trained_along = self._layers_along()
+        self._num_classes: int | None = None
         self._hard_loss = keras.metrics.Mean(name="hard_loss")
         self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
         self._feature_loss = keras.metrics.Mean(name="feature_loss") if objective.pairs else None
@@ -145,10 +146,9 @@ class Distiller(keras.Model):
             self._comparison.build(*specs)
             self.trained_along = self._layers_along()
         if not isinstance(callbacks, keras.callbacks.CallbackList):
-            callbacks = [
-                *keras.tree.flatten(callbacks if callbacks is not None else []),
-                CollapseWatch(self._num_classes),
-            ]
+            given = keras.tree.flatten(callbacks if callbacks is not None else [])
+            # What guessing costs is known where each sample counts 1.
+            callbacks = [*given, CollapseWatch(None if _weighted(x, kwargs) else self._num_classes)]
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
 
     def train_step(self, data: Any) -> dict:
@@ -278,6 +278,13 @@ def _gives_sigmoids(model: keras.Model) -> bool:
         return has_graph(model) and ends_in_sigmoid(model)
     except ModelError:
         return False  # A graph that cannot be followed says nothing about its end.
+
+
+def _weighted(x: Any, options: Mapping[str, Any]) -> bool:
+    """Whether samples have weights, as far as that is known before the first batch."""
+    if any(options.get(name) is not None for name in ("sample_weight", "class_weight")):
+        return True
+    return isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, tuple) and len(x.element_spec) > 2
 
 
 def _spec(tensor: Any) -> tf.TensorSpec:
