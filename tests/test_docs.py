@@ -16,6 +16,7 @@ from tfcompress.measure.metrics import Metrics
 from tfcompress.models import FAMILIES
 from tfcompress.recipe import (
     TECHNIQUES,
+    AssistantSpec,
     AugmentSpec,
     DataSpec,
     ExportSpec,
@@ -40,6 +41,7 @@ RECIPE_TABLES = {
     "data.augment": AugmentSpec,
     "teacher and student": ModelSpec,
     "train": tfc.TrainSettings,
+    "assistants": AssistantSpec,
     "stages": StageSpec,
     "teach": TeachSettings,
     "features": FeatureSettings,

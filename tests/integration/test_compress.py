@@ -12,6 +12,7 @@ import tfcompress as tfc
 from tfcompress.data import Augmentation
 from tfcompress.errors import InvalidArgumentError, ModelError, RecipeError
 from tfcompress.pipeline.inputs import data_key
+from tfcompress.training.fit import fit
 
 OWN = tfc.parse_recipe("""
 data: {batch_size: 32}
@@ -159,4 +160,58 @@ def test_features_are_learned_while_others_compress(model, data, tmp_path):
 def test_mistaken_features_are_named_before_anything_runs(model, data, tmp_path, pair, message):
     with pytest.raises(RecipeError, match=message):
         tfc.compress(model, data, tfc.parse_recipe(FEATURES.replace("PAIR", pair)), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "stages").exists()
+
+
+ASSISTED = """
+data: {batch_size: 32}
+train: {epochs: 2, learning_rate: 1.0e-2}
+assistants:
+  - {model: mlp, widths: [12], teach: {temperature: 2.0}}
+  - model: mlp
+    widths: [10]
+    train: {epochs: 3}
+    teach: {features: [{kind: similarity_preserving, teacher_layer: hidden1, student_layer: hidden1}]}
+student: {model: mlp, widths: [8]}
+stages: [distill]
+"""
+
+
+def test_each_assistant_learns_from_the_one_before(model, data, tmp_path):
+    recipe = tfc.parse_recipe(ASSISTED)
+    result = tfc.compress(model, data, recipe, tmp_path, progress=False)
+    assert [row.stage for row in result.rows] == ["teacher", "assistant-1", "assistant-2", "01-distill"]
+    assert tfc.parse_recipe(recipe.to_yaml()).assistants == recipe.assistants
+    histories = [
+        json.loads((tmp_path / "stages" / stage / "stage.json").read_text())["history"]
+        for stage in ("00-assistant-1", "00-assistant-2", "01-distill")
+    ]
+    expected = [(False, 2), (True, 3), (False, 2)]
+    assert [("feature_loss" in history, len(history["loss"])) for history in histories] == expected
+
+    # The student has learned from the last assistant, as one does that is trained by hand.
+    assistant = keras.saving.load_model(tmp_path / "stages" / "00-assistant-2" / "model.keras")
+    keras.utils.set_random_seed(0)
+    student = tfc.build_model("mlp", input_shape=(8,), num_classes=4, widths=[8])
+    settings = tfc.TrainSettings(epochs=2, learning_rate=1e-2)
+    by_hand = fit(student, data, settings, batch_size=32, seed=1, wrap=lambda one: tfc.Distiller(one, assistant)).model
+    for one, two in zip(result.model.get_weights(), by_hand.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("student: {model: mlp, widths: [8]}", ""), "student.*is missing; assistants teach a smaller one"),
+        (("teacher_layer: hidden1", "teacher_layer: hidden9"), r"assistants.1.teach.*the name of a layer.*hidden9"),
+        (("model: mlp, widths: [12]", "model: mlpp, widths: [12]"), "assistants.0.model.*must be one of"),
+        (("widths: [12]", "sizes: [12]"), "assistants.0.sizes` is not a key"),
+        (("epochs: 2, ", ""), "assistants.0.train.*is missing"),
+    ],
+    ids=["student", "layer", "family", "key", "train"],
+)
+def test_mistaken_assistants_are_named(model, data, tmp_path, change, message):
+    assert change[0] in ASSISTED
+    with pytest.raises(RecipeError, match=message):
+        tfc.compress(model, data, tfc.parse_recipe(ASSISTED.replace(*change)), tmp_path / "out", progress=False)
     assert not (tmp_path / "out" / "stages").exists()

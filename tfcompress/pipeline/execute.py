@@ -168,10 +168,11 @@ class _Run:
         # Everything that can be known to be wrong is found before the first training.
         plan = plan_run(self._recipe, self._data, self._given)
         names = [self._stage_name(index) for index in range(len(plan.techniques))]
-        refuse_other_stages(self._out / "stages", ["teacher", "student", *names], self._overwrite)
+        refuse_other_stages(
+            self._out / "stages", ["teacher", *self._assistant_names(), "student", *names], self._overwrite
+        )
         self._make_teacher(plan.teacher)
-        folder = self._out / "teacher" / files.content_key(self._teacher_key, self._data_key)
-        self._lessons = Lessons(self._teacher, self._data, folder, progress=self._progress)
+        self._make_assistants(plan.assistants)
         model = self._make_student(plan.student)
         for index, technique in enumerate(plan.techniques):
             model = self._run_stage(index, technique, model)
@@ -181,18 +182,33 @@ class _Run:
 
     def _make_teacher(self, planned: Teacher | None) -> None:
         spec = self._recipe.teacher
-        self._teacher = planned
         if self._given is not None:
-            self._teacher_key = model_key(self._given)
+            self._take_teacher(planned, model_key(self._given))
             self._stage("teacher", files.content_key(self._key, self._teacher_key), lambda store: (self._given, {}))
         elif spec is not None and spec.file is not None:
             file = Path(spec.file)
-            self._teacher_key = teacher_file_key(file, spec)
+            self._take_teacher(planned, teacher_file_key(file, spec))
             self._file_teacher_row(file)
         elif spec is not None and spec.train is not None and planned is not None:
             described = ["teacher", spec.model, dict(spec.arguments), dataclasses.asdict(spec.train)]
-            self._teacher_key = files.content_key(self._key, plain(described))
-            self._teacher = Teacher(self._train_first("teacher", self._teacher_key, planned.source, spec.train))
+            key = files.content_key(self._key, plain(described))
+            self._take_teacher(Teacher(self._train_first("teacher", key, planned.source, spec.train)), key)
+
+    def _make_assistants(self, planned: Sequence[keras.Model]) -> None:
+        """Trains one after the other under the one before; the last is the teacher of all that follows."""
+        for name, spec, model in zip(self._assistant_names(), self._recipe.assistants, planned, strict=True):
+            settings = cast(TrainSettings, spec.train)  # The plan has checked that it has some.
+            described = [spec.model, dict(spec.arguments), dataclasses.asdict(settings), repr(spec.teach)]
+            key = files.content_key(self._teacher_key, self._key, plain(described))
+            self._take_teacher(Teacher(self._train_first(name, key, model, settings, spec.teach)), key)
+
+    def _assistant_names(self) -> list[str]:
+        return [f"assistant-{number}" for number in range(1, len(self._recipe.assistants) + 1)]
+
+    def _take_teacher(self, teacher: Teacher | None, key: str) -> None:
+        self._teacher, self._teacher_key = teacher, key
+        folder = self._out / "teacher" / files.content_key(key, self._data_key)
+        self._lessons = Lessons(teacher, self._data, folder, progress=self._progress)
 
     def _file_teacher_row(self, file: Path) -> None:
         """Measures a teacher file, unless that is done."""
@@ -221,11 +237,13 @@ class _Run:
         self._details["layers"]["student"] = layer_figures(planned)["layers"]
         return planned
 
-    def _train_first(self, name: str, key: str, model: keras.Model, settings: TrainSettings) -> keras.Model:
-        """Trains a teacher or student on the labels alone."""
+    def _train_first(
+        self, name: str, key: str, model: keras.Model, settings: TrainSettings, taught: TeachSettings | None = None
+    ) -> keras.Model:
+        """Trains a teacher or student on the labels alone, or an assistant under its teacher."""
 
         def make(store: StageStore) -> tuple[keras.Model, dict]:
-            result = self._fit(name, store, model, settings, seed=self._seed(0), taught=None, callbacks=None)
+            result = self._fit(name, store, model, settings, seed=self._seed(0), taught=taught, callbacks=None)
             return result.model, result.history
 
         return self._stage(name, key, make)

@@ -18,7 +18,7 @@ from tfcompress.errors import InvalidArgumentError, ModelError, TFCompressError
 from tfcompress.measure.tflite_runner import TFLiteRunner
 from tfcompress.models import FAMILIES
 from tfcompress.recipe import ModelSpec, Recipe, build_technique, check_arguments
-from tfcompress.recipe.specs import StageSpec, stage_path
+from tfcompress.recipe.specs import AssistantSpec, StageSpec, stage_path
 from tfcompress.teach_settings import TeachSettings
 from tfcompress.techniques.base import Technique
 from tfcompress.techniques.distill import Teacher
@@ -36,11 +36,13 @@ class Plan:
     Args:
         techniques: The technique of each stage.
         teacher: The teacher, not trained yet where the recipe trains it; `None` if there is none.
+        assistants: The networks between teacher and student, not trained yet.
         student: The student, not trained yet where the recipe trains it; `None` if the teacher is what is compressed.
     """
 
     techniques: tuple[Technique, ...]
     teacher: Teacher | None
+    assistants: tuple[keras.Model, ...]
     student: keras.Model | None
 
 
@@ -60,6 +62,7 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
     techniques = tuple(build_technique(recipe, index) for index in range(len(recipe.stages)))
     teacher = _teacher(recipe, data) if given is None else _given_teacher(given, data)
     student = _student(recipe, data, teacher)
+    assistants = _assistants(recipe, data, teacher, student)
     if student is not None:
         compressed = student
     elif teacher is not None and isinstance(teacher.source, keras.Model):
@@ -77,9 +80,10 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
     if len(quantized) > 1:
         path = stage_path(recipe, quantized[1])
         raise recipe.source.error(path, "must be the only stage of its kind; the model is quantization-aware already.")
+    last = Teacher(assistants[-1]) if assistants else teacher
     for index in range(len(techniques)):
-        _check_stage(recipe, index, techniques[: index + 1], teacher, compressed, data)
-    return Plan(techniques, teacher, student)
+        _check_stage(recipe, index, techniques[: index + 1], last, compressed, data)
+    return Plan(techniques, teacher, assistants, student)
 
 
 def stage_settings(stage: StageSpec, technique: Technique) -> TrainSettings | None:
@@ -122,7 +126,7 @@ def _teacher(recipe: Recipe, data: Dataset) -> Teacher | None:
     if spec.file is None:
         if spec.train is None:
             raise recipe.source.error(("teacher", "train"), "is missing; a teacher from a family must be trained.")
-        return Teacher(_build("teacher", spec, recipe, data))
+        return Teacher(_build(("teacher",), spec, recipe, data))
     if spec.train is not None:
         raise recipe.source.error(("teacher", "train"), "must be left out: a teacher file is trained.")
     try:
@@ -141,6 +145,29 @@ def _teacher(recipe: Recipe, data: Dataset) -> Teacher | None:
         ) from error
     _check_teacher_file(recipe, spec, teacher, data)
     return teacher
+
+
+def _assistants(
+    recipe: Recipe, data: Dataset, teacher: Teacher | None, student: keras.Model | None
+) -> tuple[keras.Model, ...]:
+    if not recipe.assistants:
+        return ()
+    if teacher is None:
+        raise recipe.source.error(("assistants",), "learn from a teacher, and the recipe has none.")
+    if student is None:
+        raise recipe.source.error(("student",), "is missing; assistants teach a smaller one, `student: {model: cnn}`.")
+    models: list[keras.Model] = []
+    for index, spec in enumerate(recipe.assistants):
+        path = ("assistants", index)
+        if spec.train is None:
+            raise recipe.source.error((*path, "train"), "is missing; an assistant must be trained.")
+        model = _build(path, spec, recipe, data)
+        try:
+            _check_teaching(spec.teach, Teacher(models[-1]) if models else teacher, model, data)
+        except TFCompressError as error:
+            raise recipe.source.error((*path, "teach"), f"cannot be applied. {error}") from error
+        models.append(model)
+    return tuple(models)
 
 
 def _check_teacher_file(recipe: Recipe, spec: ModelSpec, teacher: Teacher, data: Dataset) -> None:
@@ -162,7 +189,7 @@ def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Mo
     if spec is None:
         return None
     if spec.file is None:
-        return _build("student", spec, recipe, data)
+        return _build(("student",), spec, recipe, data)
     if spec.input_range is not None:
         raise recipe.source.error(
             ("student", "input_range"), "must be left out: a student has the range of the data, `data.input_range`."
@@ -181,20 +208,20 @@ def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Mo
     return model
 
 
-def _build(role: str, spec: ModelSpec, recipe: Recipe, data: Dataset) -> keras.Model:
+def _build(role: tuple[Any, ...], spec: ModelSpec | AssistantSpec, recipe: Recipe, data: Dataset) -> keras.Model:
     source = recipe.source
     if spec.model is None or spec.model not in FAMILIES:
-        raise source.error((role, "model"), f"must be one of {', '.join(FAMILIES)}. Received: {spec.model!r}.")
+        raise source.error((*role, "model"), f"must be one of {', '.join(FAMILIES)}. Received: {spec.model!r}.")
     family = FAMILIES[spec.model]
     shapes = {"input_shape": data.input_shape, "num_classes": data.num_classes}
-    arguments = check_arguments(family, spec.arguments, (role,), source, given=shapes)
+    arguments = check_arguments(family, spec.arguments, role, source, given=shapes)
     # Alone decides the first weights: they don't depend on what was built before.
     keras.utils.set_random_seed(recipe.seed)
     try:
         return family(**arguments)
     except InvalidArgumentError as error:
         name = error.name.rpartition(".")[2]
-        path = (role, name) if name in spec.arguments else (role,)
+        path = (*role, name) if name in spec.arguments else role
         raise source.error(path, f"does not describe a model: {error}") from error
 
 

@@ -5,6 +5,7 @@ from tfcompress.recipe.source import Source
 from tfcompress.recipe.specs import (
     EXPORT_FORMATS,
     TECHNIQUES,
+    AssistantSpec,
     AugmentSpec,
     DataSpec,
     ExportSpec,
@@ -19,6 +20,7 @@ from tfcompress.recipe.typed import check_arguments
 __all__ = [
     "EXPORT_FORMATS",
     "TECHNIQUES",
+    "AssistantSpec",
     "AugmentSpec",
     "DataSpec",
     "ExportSpec",

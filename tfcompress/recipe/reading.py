@@ -72,9 +72,13 @@ def parse_recipe(
         if isinstance(values.get(role), Mapping):
             inherits = role == "teacher" and values[role].get("file") is None
             values[role] = _with_train(values[role], defaults, inherits)
+    if isinstance(values.get("assistants"), list):
+        values["assistants"] = [
+            _with_train(keys, defaults, True) if isinstance(keys, Mapping) else keys for keys in values["assistants"]
+        ]
     if isinstance(values.get("stages"), list):
         values["stages"] = [_stage_with_train(stage, defaults) for stage in values["stages"]]
-    for key in ("stages", "export"):
+    for key in ("assistants", "stages", "export"):
         values[key] = [] if values.get(key) is None else values[key]
     return check_arguments(Recipe, values, (), source, given={"source": source})
 

@@ -157,6 +157,23 @@ class ModelSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AssistantSpec:
+    """One entry of `assistants:`, a network between teacher and student that learns from the one before it.
+
+    Args:
+        model: Name of a family of `tfcompress.models`, such as `cnn`.
+        train: How it trains, or None: as the recipe's `train` says.
+        teach: How the one before teaches it.
+        arguments: The family's own arguments, such as `width`.
+    """
+
+    model: str
+    train: TrainSettings | None = None
+    teach: TeachSettings = dataclasses.field(default_factory=TeachSettings)
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"rest": True})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSpec:
     """One entry of `stages:`.
 
@@ -226,6 +243,8 @@ class Recipe:
         train: Keys that every `train:` of the recipe starts from. A stage, or a teacher from a family, that has no
             `train:` takes them where they name `epochs`.
         teacher: The teacher, or None.
+        assistants: Networks between teacher and student, each of which learns from the one before it; the last one is
+            the teacher of the stages.
         student: The model to compress, or None, which compresses the teacher itself.
         stages: The techniques, in their order.
         export: The files to write.
@@ -237,6 +256,7 @@ class Recipe:
     data: DataSpec = dataclasses.field(default_factory=DataSpec)
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     teacher: ModelSpec | None = None
+    assistants: tuple[AssistantSpec, ...] = ()
     student: ModelSpec | None = None
     stages: tuple[StageSpec, ...] = ()
     export: tuple[ExportSpec, ...] = ()
@@ -269,6 +289,10 @@ class Recipe:
             raise self.source.error(("data", "name"), "is missing; it must be digits, folder or a name of TFDS.")
         if self.student is None and self.teacher is None:
             raise self.source.error(("student",), "is missing; give `student: {model: cnn}` or a `teacher`.")
+        if self.teacher is None and self.assistants:
+            raise self.source.error(
+                ("assistants",), "learn from a teacher; give `teacher: {model: cnn, train: {...}}`."
+            )
         if self.teacher is None:
             for index, stage in enumerate(self.stages):
                 if stage.technique == "distill" or stage.teach is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tfcompress.recipe.specs import ExportSpec, ModelSpec, Recipe, StageSpec
+from tfcompress.recipe.specs import AssistantSpec, ExportSpec, ModelSpec, Recipe, StageSpec
 
 _OF_FILES = ("file", "input_range", "resize", "class_map")
 
@@ -33,6 +33,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, StageSpec):
         # Both are written even where they are null: leaving `train` out would mean the recipe's defaults.
         return {value.technique: {**_plain(value.arguments), **_fields(value, "train", "teach")}}
+    if isinstance(value, AssistantSpec):
+        return {"model": value.model, **_plain(value.arguments), **_fields(value, "train", "teach")}
     if isinstance(value, ExportSpec):
         return {value.format: _fields(value, "mode", "io")}
     if isinstance(value, ModelSpec):

@@ -108,13 +108,13 @@ def compare_stages(layers: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dic
     """What each stage of a run did to the model of the stage before, where it did more than move weights.
 
     Args:
-        layers: Stage to layer to the fields of `LayerSize`, in the order of the run. A stage `"student"` is where a
-            model of its own begins.
+        layers: Stage to layer to the fields of `LayerSize`, in the order of the run. With a stage `"student"`, and
+            with each assistant, a model of its own begins.
     """
     counted = {stage: _sizes(sizes) for stage, sizes in layers.items()}
     changes = {}
     for (_, before), (stage, after) in zip(list(counted.items())[:-1], list(counted.items())[1:], strict=True):
-        if stage == "student":
+        if stage == "student" or stage.startswith("assistant-"):
             continue
         rows = [change for change in compare(before, after) if _is_worth_a_row(change)]
         if rows:
