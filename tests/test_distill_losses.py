@@ -631,7 +631,7 @@ def test_a_keras_without_distillation_changes_nothing(monkeypatch):
     distiller = Distiller(linear("flat", 1), linear("flat", 2), [WhereConfident(SoftTargets(), threshold=0.1)])
     distiller.compile("adam", cross_entropy(), run_eagerly=True)
     assert distiller.fit(np.ones((6, 7)), np.zeros(6), verbose=0).history["distillation_loss"][0] > 0
-    with pytest.raises(InvalidArgumentError, match="`Distiller.losses` must be callables"):
+    with pytest.raises(InvalidArgumentError, match="`Distiller.losses` must be a callable"):
         Distiller(linear("flat", 1), linear("flat", 2), [object()])
 
 

@@ -43,7 +43,7 @@ def as_loss(name: str, loss: Any) -> Any:
         return Features(of_outputs, teacher_layer=teacher_layer, student_layer=student_layer)
     if not callable(loss) and not isinstance(loss, Features):
         raise InvalidArgumentError(
-            name, "callables (teacher, student) -> loss, `Features`, or losses of `keras.distillation`", loss
+            name, "a callable (teacher, student) -> loss, `Features`, or a loss of `keras.distillation`", loss
         )
     return loss
 
