@@ -2,7 +2,7 @@
 
 `Features` (`pairs.py`) names a layer of the teacher, one of the student, and a loss between them. `taps.py` hears the
 layers in the forward passes of a training, `comparison.py` all that a training compares, and `projectors.py` gives the
-student's features the teacher's shape. Each loss has a file of its own.
+student's features the teacher's shape. Each loss has a file of its own, and `FeatureLoss` as its base.
 """
 
 from tfcompress.techniques.distill.features.attention_maps import AttentionMaps

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.distill.arguments import check_not_negative
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 from tfcompress.techniques.distill.features.tensors import check_samples
 from tfcompress.techniques.distill.outputs import mean_over_positions, precise
 
@@ -21,7 +21,7 @@ _LEAST_PROBABILITY = 1e-7
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionMaps:
+class AttentionMaps(FeatureLoss):
     """Kullback-Leibler divergence of attention probabilities, `mean(KL(t, s))` over heads and queries.
 
     Both sides are what attention layers give as their scores, after the softmax over the keys. Where the numbers of
@@ -46,14 +46,7 @@ class AttentionMaps:
         https://arxiv.org/abs/2004.02984
     """
 
-    same_shape: ClassVar[bool] = False
-    compares_samples: ClassVar[bool] = False
     of_attention: ClassVar[bool] = True
-
-    weight: float = 1.0
-
-    def __post_init__(self):
-        check_not_negative("AttentionMaps.weight", self.weight)
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two tensors `(batch, heads, queries, keys)`."""

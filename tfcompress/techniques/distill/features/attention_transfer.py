@@ -7,17 +7,17 @@ of the features matter. Left out: attention by gradients of the loss, the paper'
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any
 
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.distill.arguments import check_not_negative
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 from tfcompress.techniques.distill.features.tensors import features, largest, of_one_size, unit_length, vectors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttentionTransfer:
+class AttentionTransfer(FeatureLoss):
     """Mean squared difference of attention maps: `mean((a(t) / |a(t)| - a(s) / |a(s)|)²)`, `a(f) = sum(|f|^p)`.
 
     The sum is over the channels, the mean and the length over the positions. Where the maps have different sizes, the
@@ -42,16 +42,13 @@ class AttentionTransfer:
         Zagoruyko, Komodakis, "Paying More Attention to Attention", 2017, https://arxiv.org/abs/1612.03928
     """
 
-    same_shape: ClassVar[bool] = False
-    compares_samples: ClassVar[bool] = False
-
     power: float = 2.0
     weight: float = 1000.0
 
     def __post_init__(self):
         if not 1 <= self.power < float("inf"):
             raise InvalidArgumentError("AttentionTransfer.power", "a number of at least 1", self.power)
-        check_not_negative("AttentionTransfer.weight", self.weight)
+        super().__post_init__()
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two tensors `(batch, positions..., channels)`."""

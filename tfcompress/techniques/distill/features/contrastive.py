@@ -14,7 +14,8 @@ import keras
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.distill.arguments import check_not_negative, check_temperature
+from tfcompress.techniques.distill.arguments import check_temperature
+from tfcompress.techniques.distill.features.projectors import resized
 from tfcompress.techniques.distill.features.tensors import features, unit_length
 from tfcompress.techniques.distill.features.trained_along import TrainedAlong, channels_of, dense
 
@@ -49,7 +50,6 @@ class Contrastive(TrainedAlong):
         Tian, Krishnan, Isola, "Contrastive Representation Distillation", 2020, https://arxiv.org/abs/1910.10699
     """
 
-    same_shape: ClassVar[bool] = False
     compares_samples: ClassVar[bool] = True
 
     embedding: int = 128
@@ -60,7 +60,7 @@ class Contrastive(TrainedAlong):
         if isinstance(self.embedding, bool) or not isinstance(self.embedding, int) or self.embedding < 1:
             raise InvalidArgumentError("Contrastive.embedding", "an integer of at least 1", self.embedding)
         check_temperature("Contrastive", self.temperature)
-        check_not_negative("Contrastive.weight", self.weight)
+        super().__post_init__()
 
     def trained_along(self, teacher_shape: tuple, student_shape: tuple) -> keras.Layer:
         """The layer `layer(teacher_features, student_features) -> (batch,)`, with its weights.
@@ -88,14 +88,8 @@ class Agreement(keras.Layer):
 
     def call(self, teacher_features: Any, student_features: Any) -> Any:
         teacher, student = features("Contrastive", teacher_features, student_features)
-        teacher = unit_length(self.teacher_embedding(_averaged(teacher)))
-        student = unit_length(self.student_embedding(_averaged(student)))
+        teacher = unit_length(self.teacher_embedding(resized(teacher, ())))
+        student = unit_length(self.student_embedding(resized(student, ())))
         logits = ops.matmul(student, ops.transpose(teacher)) / self.temperature
         same = ops.diagonal(logits)
         return 0.5 * (ops.logsumexp(logits, axis=1) + ops.logsumexp(logits, axis=0)) - same
-
-
-def _averaged(tensor: Any) -> Any:
-    """The mean over the positions, shape `(batch, channels)`."""
-    positions = tuple(range(1, len(tensor.shape) - 1))
-    return ops.mean(tensor, axis=positions) if positions else tensor

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from tfcompress.techniques.distill.arguments import check_not_negative
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 from tfcompress.techniques.distill.features.tensors import features, unit_length
 from tfcompress.techniques.distill.outputs import mean_over_positions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hints:
+class Hints(FeatureLoss):
     """Mean squared difference of the features: `mean((t - s)²)`.
 
     With `normalize` the channels of each position are one direction: `mean over positions of |t / |t| - s / |s||²`,
@@ -41,13 +41,8 @@ class Hints:
     """
 
     same_shape: ClassVar[bool] = True
-    compares_samples: ClassVar[bool] = False
 
     normalize: bool = False
-    weight: float = 1.0
-
-    def __post_init__(self):
-        check_not_negative("Hints.weight", self.weight)
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two tensors `(batch, ..., channels)`."""

@@ -60,9 +60,8 @@ class Features:
             raise InvalidArgumentError(
                 "Features.student_layer", f"as many layers as the teacher's, {self.teacher_layer}", self.student_layer
             )
-
-        # A user's own callable may take any number of layers, ours take one unless they say so.
-        expected = getattr(self.loss, "layers", 1 if hasattr(self.loss, "compares_samples") else None)
+        # A user's own callable may take any number of layers.
+        expected = getattr(self.loss, "layers", None)
         if expected is not None and len(self.names("teacher")) != expected:
             raise InvalidArgumentError(
                 "Features.teacher_layer", f"{expected} for {type(self.loss).__name__}", self.teacher_layer

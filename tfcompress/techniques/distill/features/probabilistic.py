@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from tfcompress.techniques.distill.arguments import check_not_negative
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 from tfcompress.techniques.distill.features.tensors import different_samples, features, unit_length, vectors
 
 # Opposite features have a kernel of 0, which no logarithm takes.
@@ -20,7 +20,7 @@ _LEAST_KERNEL = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ProbabilisticTransfer:
+class ProbabilisticTransfer(FeatureLoss):
     """Probabilistic knowledge transfer (PKT): `KL(p(t), p(s))`, `p(f)[j] = k(f, f[j]) / sum(k)`.
 
     The kernel is `k = (1 + cosine) / 2`, and `p` is over the other samples of the batch. It is 0 where the features of
@@ -45,13 +45,9 @@ class ProbabilisticTransfer:
         https://arxiv.org/abs/1803.10837
     """
 
-    same_shape: ClassVar[bool] = False
     compares_samples: ClassVar[bool] = True
 
     weight: float = 500.0
-
-    def __post_init__(self):
-        check_not_negative("ProbabilisticTransfer.weight", self.weight)
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two tensors `(batch, ..., channels)`."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from tfcompress.techniques.distill.arguments import check_not_negative
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 from tfcompress.techniques.distill.features.tensors import LEAST, different_samples, features, largest, vectors
 
 # Of a squared distance by dot products, less than this part of the squared lengths is rounding.
@@ -21,7 +21,7 @@ _ROUNDING = 1e-6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RelationalDistance:
+class RelationalDistance(FeatureLoss):
     """Relational knowledge (RKD) of pairs: `mean(huber(d(t) / mean(d(t)) - d(s) / mean(d(s))))`.
 
     `d` are the distances of a sample from each of the batch, itself too, as in the authors' code; `mean(d)` is that of
@@ -44,13 +44,9 @@ class RelationalDistance:
         Park et al., "Relational Knowledge Distillation", 2019, https://arxiv.org/abs/1904.05068
     """
 
-    same_shape: ClassVar[bool] = False
     compares_samples: ClassVar[bool] = True
 
     weight: float = 25.0
-
-    def __post_init__(self):
-        check_not_negative("RelationalDistance.weight", self.weight)
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two tensors `(batch, ..., channels)`."""
@@ -60,7 +56,7 @@ class RelationalDistance:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RelationalAngle:
+class RelationalAngle(FeatureLoss):
     """Relational knowledge (RKD) of triplets: `mean(huber(cos(t) - cos(s)))`, of the angles at each sample.
 
     At the sample `j`, `cos` is that of the angle between the directions to `i` and to `k`, for all `i` and `k` of the
@@ -83,13 +79,9 @@ class RelationalAngle:
         Park et al., "Relational Knowledge Distillation", 2019, https://arxiv.org/abs/1904.05068
     """
 
-    same_shape: ClassVar[bool] = False
     compares_samples: ClassVar[bool] = True
 
     weight: float = 50.0
-
-    def __post_init__(self):
-        check_not_negative("RelationalAngle.weight", self.weight)
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two tensors `(batch, ..., channels)`."""

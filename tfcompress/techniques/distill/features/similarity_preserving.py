@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from keras import ops
 
-from tfcompress.techniques.distill.arguments import check_not_negative
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 from tfcompress.techniques.distill.features.tensors import features, largest, unit_length, vectors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SimilarityPreserving:
+class SimilarityPreserving(FeatureLoss):
     """Mean squared difference of the rows of similarity matrices: `mean((g(t) / |g(t)| - g(s) / |g(s)|)²)`.
 
     The row `g(f)` of a sample has its dot product with each sample of the batch, itself too. The mean over the batch
@@ -39,13 +39,9 @@ class SimilarityPreserving:
         Tung, Mori, "Similarity-Preserving Knowledge Distillation", 2019, https://arxiv.org/abs/1907.09682
     """
 
-    same_shape: ClassVar[bool] = False
     compares_samples: ClassVar[bool] = True
 
     weight: float = 3000.0
-
-    def __post_init__(self):
-        check_not_negative("SimilarityPreserving.weight", self.weight)
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two tensors `(batch, ..., channels)`."""

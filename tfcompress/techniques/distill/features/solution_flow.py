@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.distill.arguments import check_not_negative
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 from tfcompress.techniques.distill.features.tensors import check_as_many_axes, check_axes, check_samples, of_one_size
 from tfcompress.techniques.distill.outputs import precise
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SolutionFlow:
+class SolutionFlow(FeatureLoss):
     """Flow of the solution procedure (FSP): `mean((g(t) - g(s))²)`, `g(f) = mean(first ⊗ last)`.
 
     `g` is the mean over positions of the products of each channel of a first layer with each of a last one; where
@@ -47,12 +47,6 @@ class SolutionFlow:
 
     layers: ClassVar[int] = 2
     same_shape: ClassVar[bool] = True
-    compares_samples: ClassVar[bool] = False
-
-    weight: float = 1.0
-
-    def __post_init__(self):
-        check_not_negative("SolutionFlow.weight", self.weight)
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:
         """Returns the loss of each sample, shape `(batch,)`, from two pairs of tensors `(batch, ..., channels)`."""

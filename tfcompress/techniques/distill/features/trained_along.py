@@ -9,14 +9,17 @@ saving it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
 
 from tfcompress.errors import InvalidArgumentError
+from tfcompress.techniques.distill.features.feature_loss import FeatureLoss
 
 
-class TrainedAlong:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainedAlong(FeatureLoss):
     """Base of losses that take part in training: calling one itself is an error that says how it is called."""
 
     def __call__(self, teacher_features: Any, student_features: Any) -> Any:

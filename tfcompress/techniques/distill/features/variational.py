@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.distill.arguments import check_not_negative
 from tfcompress.techniques.distill.features.tensors import features, of_one_size
 from tfcompress.techniques.distill.features.trained_along import TrainedAlong, channels_of, dense
 from tfcompress.techniques.distill.outputs import mean_over_positions
@@ -50,14 +49,6 @@ class VariationalInformation(TrainedAlong):
         Ahn et al., "Variational Information Distillation for Knowledge Transfer", 2019,
         https://arxiv.org/abs/1904.05835
     """
-
-    same_shape: ClassVar[bool] = False
-    compares_samples: ClassVar[bool] = False
-
-    weight: float = 1.0
-
-    def __post_init__(self):
-        check_not_negative("VariationalInformation.weight", self.weight)
 
     def trained_along(self, teacher_shape: tuple, student_shape: tuple) -> keras.Layer:
         """The layer `layer(teacher_features, student_features) -> (batch,)`, with its weights.
