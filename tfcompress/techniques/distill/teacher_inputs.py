@@ -7,7 +7,6 @@ other change of the inputs, for which a teacher is passed as a callable.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import keras
@@ -15,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.techniques.distill.interpolation import triangle_weights
 from tfcompress.techniques.distill.teacher_source import Source
 
 
@@ -119,14 +119,4 @@ def _resized(images: Any, size: tuple[int, int]) -> Any:
     if None in (height, width):
         return tf.image.resize(images, size, antialias=True)
     # The same as that function, which XLA cannot compile, and faster.
-    return tf.einsum("yh,bhwc,xw->byxc", _weights(height, size[0]), images, _weights(width, size[1]))
-
-
-@functools.lru_cache(maxsize=32)
-def _weights(size: int, wanted: int) -> np.ndarray:
-    """What each of `size` pixels in a row gives to each of `wanted`: a triangle around it, as wide as it must be."""
-    scale = size / wanted
-    centers = (np.arange(wanted)[:, None] + 0.5) * scale
-    distance = np.abs(np.arange(size) + 0.5 - centers)
-    weights = np.maximum(0.0, 1.0 - distance / max(scale, 1.0))
-    return (weights / weights.sum(1, keepdims=True)).astype("float32")
+    return tf.einsum("yh,bhwc,xw->byxc", triangle_weights(height, size[0]), images, triangle_weights(width, size[1]))

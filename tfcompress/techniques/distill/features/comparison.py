@@ -47,15 +47,14 @@ class Comparison:
             teacher_inputs: `tf.TensorSpec` of what the teacher's network is called with, in its structure.
             student_inputs: Likewise of the student's.
         """
-        if self._between:
+        if self._between or not self.pairs:
             return
-        shapes = {
-            side: self._shapes(side, inputs)
-            for side, inputs in (("teacher", teacher_inputs), ("student", student_inputs))
-            if self.pairs
-        }
+        teacher, student = self._shapes("teacher", teacher_inputs), self._shapes("student", student_inputs)
         self._between = [
-            Between(pair, *([shapes[side][tap] for tap in pair.taps(side)] for side in shapes)) for pair in self.pairs
+            Between(
+                pair, [teacher[tap] for tap in pair.taps("teacher")], [student[tap] for tap in pair.taps("student")]
+            )
+            for pair in self.pairs
         ]
 
     def build_from_graphs(self) -> bool:

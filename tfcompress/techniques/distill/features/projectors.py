@@ -6,14 +6,13 @@ without positions for a teacher that has some, and sequences for images; which p
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
+from tfcompress.techniques.distill.interpolation import area_weights, triangle_weights
 from tfcompress.techniques.distill.outputs import precise
 
 Shape = tuple[int | None, ...]
@@ -90,19 +89,7 @@ def resized(features: Any, sizes: Shape) -> Any:
             continue
         if old is None:
             raise InvalidArgumentError("student_layer", "a layer whose features have known sizes", positions)
-        # A product with a matrix, which XLA can compile, as it cannot an image's resizing with averages.
+        weights = triangle_weights(old, new) if new > old else area_weights(old, new)
         moved = ops.moveaxis(features, axis, -1)
-        features = ops.moveaxis(ops.matmul(moved, ops.cast(_weights(old, new).T, features.dtype)), -1, axis)
+        features = ops.moveaxis(ops.matmul(moved, ops.cast(weights.T, features.dtype)), -1, axis)
     return features
-
-
-@functools.cache
-def _weights(old: int, new: int) -> np.ndarray:
-    """What of each old position goes into each new one, shape `(new, old)`; each row sums to 1."""
-    if new > old:
-        centres = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
-        return np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(old)))
-    edges = np.arange(new + 1) * old / new
-    starts = np.arange(old)
-    overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
-    return np.maximum(overlap, 0) * new / old

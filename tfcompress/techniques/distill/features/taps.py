@@ -125,12 +125,15 @@ class Taps:
                 object.__setattr__(layer, "call", own)
         self._originals.clear()
 
+    def _hear(self, tap: Tap, value: Any) -> None:
+        heard = getattr(self._of_thread, "heard", None)
+        if heard is not None:
+            heard[tap].append(value)
+
     def _hook(self, tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             outputs = original(*args, **kwargs)
-            heard = getattr(self._of_thread, "heard", None)
-            if heard is not None:
-                heard[tap].append(keras.tree.flatten((args, kwargs))[0] if tap.inputs else outputs)
+            self._hear(tap, keras.tree.flatten((args, kwargs))[0] if tap.inputs else outputs)
             return outputs
 
         return call
@@ -138,9 +141,7 @@ class Taps:
     def _attention_hook(self, tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, return_attention_scores: bool = False, **kwargs: Any) -> Any:
             outputs, attention = original(*args, return_attention_scores=True, **kwargs)
-            heard = getattr(self._of_thread, "heard", None)
-            if heard is not None:
-                heard[tap].append(attention)
+            self._hear(tap, attention)
             return (outputs, attention) if return_attention_scores else outputs
 
         return call
