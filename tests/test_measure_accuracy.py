@@ -41,6 +41,7 @@ def test_logits_equal_numpy(data):
     assert result.accuracy == pytest.approx(np.mean(logits.argmax(1) == y))
     assert result.loss == pytest.approx(-np.mean(numpy_log_softmax(logits)[np.arange(len(y)), y]), rel=1e-5)
     assert result.num_samples == 32
+    assert evaluate(lambda x: 2 * model(x) - model(x), data, batch_size=10).loss == pytest.approx(result.loss, rel=1e-4)
 
 
 def test_probabilities_give_the_loss_of_their_logits(data):
@@ -131,7 +132,7 @@ def test_wrong_data_and_arguments(data):
         evaluate(model, data, limit=0)
     with pytest.raises(InvalidArgumentError, match="`data` must be a Dataset or a tf.data.Dataset"):
         evaluate(model, np.zeros((2, 8, 8, 1)))
-    with pytest.raises(InvalidArgumentError, match="`model_or_path` must be a Keras model or the path"):
+    with pytest.raises(InvalidArgumentError, match="must be a Keras model, another callable or the path"):
         evaluate(3, data)
     x, y = arrays(data)
     with pytest.raises(DataError, match="single samples. Add `.batch"):

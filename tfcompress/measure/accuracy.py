@@ -7,6 +7,7 @@ whether it gives logits or probabilities. Left out: other tasks than classificat
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,7 @@ class Evaluation:
 
 
 def evaluate(
-    model_or_path: keras.Model | str | os.PathLike,
+    model_or_path: keras.Model | Callable[[tf.Tensor], Any] | str | os.PathLike,
     data: Dataset | tf.data.Dataset,
     *,
     split: str = "test",
@@ -49,8 +50,8 @@ def evaluate(
     """Measures a classifier on one split.
 
     Args:
-        model_or_path: A Keras model, or the path of a `.tflite` file, or of any Keras model that `load` reads; outputs
-            `(batch, classes)`, logits or probabilities.
+        model_or_path: A Keras model or another callable, or the path of a `.tflite` file, or of any Keras model that
+            `load` reads; outputs `(batch, classes)`, logits or probabilities.
         data: A `Dataset`, or a `tf.data.Dataset` of batches `(x, y)` with whole-number labels `y` of shape `(batch,)`.
         split: Which part of a `Dataset`: "train", "validation" or "test".
         batch_size: Samples at a time of a `Dataset`.
@@ -126,14 +127,18 @@ def _check_batch(outputs: np.ndarray, labels: np.ndarray) -> None:
         )
 
 
-def _predictor(model_or_path: keras.Model | str | os.PathLike) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:
+def _predictor(model_or_path: Any) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:
     """A function from a batch of samples to float32 outputs and the step between two of them (0 for floats)."""
     if isinstance(model_or_path, keras.Model):
-        return _keras_predictor(model_or_path)
+        return _predictor_in_graph(functools.partial(model_or_path, training=False))
+    if callable(model_or_path):
+        return _predictor_in_graph(model_or_path)
     if not isinstance(model_or_path, (str, os.PathLike)):
-        raise InvalidArgumentError("model_or_path", "a Keras model or the path of a model file", model_or_path)
+        raise InvalidArgumentError(
+            "model_or_path", "a Keras model, another callable or the path of a model file", model_or_path
+        )
     if Path(model_or_path).suffix.lower() != ".tflite":
-        return _keras_predictor(load(model_or_path))
+        return _predictor(load(model_or_path))
     runner = TFLiteRunner(model_or_path, num_threads=os.cpu_count() or 1)
     if len(runner.outputs) != 1:
         raise ModelError(f"A classifier must have one output. Received: {len(runner.outputs)} in {model_or_path!r}.")
@@ -141,15 +146,13 @@ def _predictor(model_or_path: keras.Model | str | os.PathLike) -> Callable[[np.n
     return lambda x: (runner.predict(x), step)
 
 
-def _keras_predictor(model: keras.Model) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:
-    @tf.function(reduce_retracing=True)
-    def call(x: tf.Tensor) -> Any:
-        return model(x, training=False)
+def _predictor_in_graph(forward: Callable[[tf.Tensor], Any]) -> Callable[[np.ndarray], tuple[np.ndarray, float]]:
+    forward = tf.function(forward, reduce_retracing=True)
 
     def predict(x: np.ndarray) -> tuple[np.ndarray, float]:
-        outputs = keras.tree.flatten(call(tf.convert_to_tensor(x)))
+        outputs = keras.tree.flatten(forward(tf.convert_to_tensor(x)))
         if len(outputs) != 1:
-            raise ModelError(f"A classifier must have one output. Received: {len(outputs)} from {model.name!r}.")
+            raise ModelError(f"A classifier must have one output. Received: {len(outputs)}.")
         return tf.cast(outputs[0], tf.float32).numpy(), 0.0
 
     return predict

@@ -12,7 +12,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from tfcompress.data import Dataset
 from tfcompress.export import ExportResult, export_tflite
@@ -50,15 +49,8 @@ def teacher_row(teacher: Teacher, path: Path, data: Dataset, seconds: float) -> 
         figures = _model_figures(teacher.source)
     elif isinstance(teacher.source, TFLiteRunner):
         figures = _file_figures(path)
-    return Metrics(stage="teacher", accuracy=_teacher_accuracy(teacher, data), seconds=seconds, **figures)
-
-
-def _teacher_accuracy(teacher: Teacher, data: Dataset) -> float:
-    batches = data.batches("test", 256)
-    teacher.find_out_outputs(next(iter(batches))[0])
-    forward = tf.function(teacher.logits, reduce_retracing=True)
-    right = [np.argmax(forward(x), -1) == y.numpy() for x, y in batches]
-    return float(np.mean(np.concatenate(right)))
+    teacher.find_out_outputs(next(iter(data.batches("test", 1)))[0])
+    return Metrics(stage="teacher", accuracy=evaluate(teacher.logits, data).accuracy, seconds=seconds, **figures)
 
 
 def layer_figures(model: keras.Model) -> dict[str, Any]:
