@@ -132,15 +132,26 @@ def test_agreement_equals_numpy(loss):
 
 
 def test_learned_weights_go_where_the_losses_say():
-    layer = LearnedWeights(2)
+    layer = LearnedWeights([1.0, 1.0])
     losses = [tf.constant(4.0), tf.constant(0.25)]
     optimizer = keras.optimizers.SGD(0.2)
     for _ in range(300):
         with tf.GradientTape() as tape:
-            total = layer(losses, weights=[1.0, 1.0])
+            total = layer(losses)
         optimizer.apply(tape.gradient(total, layer.trainable_variables), layer.trainable_variables)
     # At the least of exp(-s) L + s / 2 each variance is twice its loss.
     np.testing.assert_allclose(np.exp(layer.log_variances.numpy()), [8.0, 0.5], rtol=1e-3)
+
+
+def test_a_loss_that_counts_nothing_is_not_learned():
+    losses = [SoftTargets(weight=1.0)]
+    distiller = Distiller(tiny_mlp(), tiny_mlp(name="teacher"), losses, hard_weight=0.0, learn_weights=True)
+    distiller.compile(keras.optimizers.SGD(0.0), cross_entropy())
+    logs = distiller.fit(*blobs(16, shape=(8,)), verbose=0).history
+    assert distiller.trained_along[0].log_variances.shape == (1,)
+    np.testing.assert_allclose(logs["loss"], logs["distillation_loss"], rtol=1e-6)
+    with pytest.raises(InvalidArgumentError, match="learn_weights` must be False where all weights are 0"):
+        Distiller(tiny_mlp(), tiny_mlp(name="teacher"), [SoftTargets(weight=0.0)], hard_weight=0.0, learn_weights=True)
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

@@ -21,7 +21,7 @@ from tfcompress.techniques.distill.collapse import CollapseWatch
 from tfcompress.techniques.distill.features.comparison import Comparison
 from tfcompress.techniques.distill.mixing import CutMix, Mixed, Mixup
 from tfcompress.techniques.distill.multi_label import MultiLabelTargets
-from tfcompress.techniques.distill.objective import DistillationLoss, Objective
+from tfcompress.techniques.distill.objective import DistillationLoss, Objective, own_loss
 from tfcompress.techniques.distill.several_outputs import TeacherOfSeveral
 from tfcompress.techniques.distill.several_teachers import Ensemble, as_teacher
 from tfcompress.techniques.distill.stored_outputs import StoredOutputs
@@ -199,21 +199,16 @@ class Distiller(keras.Model):
         if not isinstance(x, TaughtInputs):
             return self.teacher.logits(mixed.inputs)
         probabilities = tf.nn.softmax(self.teacher.logits(x))
-        return probabilities_to_logits(mixed.share * probabilities + (1 - mixed.share) * mixed.of(probabilities))
+        return probabilities_to_logits(mixed.blend(probabilities, mixed.of(probabilities)))
 
     def _own_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any, mixed: Mixed | None) -> tuple[Any, Any]:
-        """The student's loss on its labels, and its regularizers apart, since `hard_weight` is not for those."""
-        total = tf.cast(self.compute_loss(x, y, outputs, sample_weight, training=True), tf.float32)
-        regularization = 0.0
-        if self.losses:
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            regularization = tf.add_n([tf.cast(loss, tf.float32) for loss in self.losses]) / replicas
-        if mixed is not None:
-            weights = None if sample_weight is None else mixed.of(sample_weight)
-            other = keras.tree.map_structure(mixed.of, y)
-            of_partners = tf.cast(self.compute_loss(x, other, outputs, weights, training=True), tf.float32)
-            total = mixed.share * total + (1 - mixed.share) * of_partners
-        return total - regularization, regularization
+        """The student's loss on the labels, of a mixture on those of both samples in it, and its regularizers apart."""
+        hard, regularization = own_loss(self, x, y, outputs, sample_weight)
+        if mixed is None:
+            return hard, regularization
+        weights = None if sample_weight is None else mixed.of(sample_weight)
+        of_partners, _ = own_loss(self, x, keras.tree.map_structure(mixed.of, y), outputs, weights)
+        return mixed.blend(hard, of_partners), regularization
 
     def _layers_along(self) -> list[keras.layers.Layer]:
         learned = self._objective.learned
@@ -258,7 +253,7 @@ def _mixture(sample_weight: Any, mixed: Mixed | None) -> Any:
     if sample_weight is None or mixed is None:
         return sample_weight
     sample_weight = tf.cast(sample_weight, tf.float32)
-    return mixed.share * sample_weight + (1 - mixed.share) * mixed.of(sample_weight)
+    return mixed.blend(sample_weight, mixed.of(sample_weight))
 
 
 def _without_outputs(inputs: Any) -> Any:

@@ -11,19 +11,24 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfcompress.errors import InvalidArgumentError
+
 
 class LearnedWeights(keras.layers.Layer):
     """Sums up losses `L` with weights `w` as `exp(-s) * w * L + s / 2`, with a number `s` to each that is trained.
 
     `s` is the logarithm of a variance: a loss that stays large comes to count less, and none can come to count nothing,
-    or all.
+    or all. One with a weight of 0 is left out, for its variance would fall for ever.
 
     Args:
-        count: Number of losses.
+        weights: The weight of each loss that it starts from, at least 0.
+
+    Raises:
+        InvalidArgumentError: If all weights are 0.
 
     Example:
-        >>> layer = LearnedWeights(2)
-        >>> float(layer([ops.array(3.0), ops.array(1.0)], weights=[1.0, 0.5]))
+        >>> layer = LearnedWeights([1.0, 0.5])
+        >>> float(layer([ops.array(3.0), ops.array(1.0)]))
         3.5
 
     Reference:
@@ -31,15 +36,18 @@ class LearnedWeights(keras.layers.Layer):
         2018, https://arxiv.org/abs/1705.07115
     """
 
-    def __init__(self, count: int, **kwargs: Any):
+    def __init__(self, weights: Sequence[float], **kwargs: Any):
         super().__init__(dtype="float32", **kwargs)
-        self.log_variances = self.add_weight(shape=(count,), initializer="zeros", name="log_variances")
+        self._weight_of = {at: weight for at, weight in enumerate(weights) if weight > 0}
+        if not self._weight_of:
+            raise InvalidArgumentError("Distiller.learn_weights", "False where all weights are 0", list(weights))
+        self.log_variances = self.add_weight(shape=(len(self._weight_of),), initializer="zeros", name="log_variances")
         self.built = True
 
-    def call(self, losses: Sequence[Any], *, weights: Sequence[Any], share: float = 1.0) -> Any:
-        """The sum, shape `()`, from as many losses and weights; `share` is that of this replica."""
+    def call(self, losses: Sequence[Any], *, share: float = 1.0) -> Any:
+        """The sum, shape `()`, from as many losses as there are weights; `share` is that of this replica."""
         total = 0.0
-        for at, (loss, weight) in enumerate(zip(losses, weights, strict=True)):
-            log_variance = self.log_variances[at]
-            total += ops.exp(-log_variance) * weight * loss + 0.5 * share * log_variance
+        for number, (at, weight) in enumerate(self._weight_of.items()):
+            log_variance = self.log_variances[number]
+            total += ops.exp(-log_variance) * weight * losses[at] + 0.5 * share * log_variance
         return total

@@ -37,6 +37,10 @@ class Mixed(NamedTuple):
         """What the partners have: of labels or sample weights `(batch, ...)`."""
         return tf.gather(values, self.partners)
 
+    def blend(self, own: Any, of_partners: Any) -> Any:
+        """What a mixture has, of what its samples and their partners have."""
+        return self.share * own + (1 - self.share) * of_partners
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Mixing:

@@ -15,9 +15,9 @@ import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.graph.trace import has_graph
-from tfcompress.techniques.distill.distiller import DistillationLoss, first_inputs
+from tfcompress.techniques.distill.distiller import first_inputs
 from tfcompress.techniques.distill.losses import SoftTargets
-from tfcompress.techniques.distill.objective import Objective
+from tfcompress.techniques.distill.objective import DistillationLoss, Objective, own_loss
 from tfcompress.techniques.distill.student_outputs import StudentOutputs
 from tfcompress.techniques.listening import step_counter
 
@@ -110,7 +110,7 @@ class MutualLearning(keras.Model):
             logits = [member.outputs_of.logits(given) for member, given in zip(members, outputs, strict=True)]
             losses = []
             for at, member in enumerate(members):
-                hard, regularization = member.own_loss(x, y, outputs[at], sample_weight)
+                hard, regularization = own_loss(member, x, y, outputs[at], sample_weight)
                 soft = [
                     self._objective.of_teacher(tf.stop_gradient(other), logits[at], y, sample_weight, step)
                     for other in (*logits[:at], *logits[at + 1 :])
@@ -179,15 +179,6 @@ class _Member(keras.Model):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         super().compile(*args, **kwargs)
         self.outputs_of.classes_of(self.loss)
-
-    def own_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tuple[Any, Any]:
-        """The loss on the labels, and the regularizers apart, both as this replica's share."""
-        total = tf.cast(self.compute_loss(x, y, outputs, sample_weight, training=True), tf.float32)
-        if not self.losses:
-            return total, 0.0
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        regularization = tf.add_n([tf.cast(loss, tf.float32) for loss in self.losses]) / replicas
-        return total - regularization, regularization
 
     def note(self, loss: Any, batch_size: Any) -> None:
         """Takes the loss of a step, as this replica's share, into the mean that is logged."""

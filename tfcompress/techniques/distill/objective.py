@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import ops
 
@@ -22,6 +23,24 @@ from tfcompress.techniques.distill.outputs import takes_labels
 from tfcompress.techniques.distill.scheduled import Scheduled, features_of, weight_at
 
 DistillationLoss = Callable[..., Any]
+
+
+def own_loss(model: keras.Model, x: Any, y: Any, outputs: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """A model's loss on its labels, and its regularizers apart, both as this replica's share.
+
+    Args:
+        model: A compiled model, whose forward pass has given the outputs.
+        x: Its inputs.
+        y: The labels.
+        outputs: What it gave.
+        sample_weight: Weights of the samples, or None.
+    """
+    total = tf.cast(model.compute_loss(x, y, outputs, sample_weight, training=True), tf.float32)
+    if not model.losses:
+        return total, 0.0
+    replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    regularization = tf.add_n([tf.cast(loss, tf.float32) for loss in model.losses]) / replicas
+    return total - regularization, regularization
 
 
 class Objective:
@@ -73,7 +92,10 @@ class Objective:
         if learn_weights and scheduled:
             raise InvalidArgumentError("Distiller.learn_weights", "False where a weight has a schedule", learn_weights)
         self._hard_weight = hard_weight
-        self.learned = LearnedWeights(1 + len(losses)) if learn_weights else None
+        self.learned: LearnedWeights | None = None
+        if learn_weights:
+            taught = [weight_at(loss, 0) for loss in (*self.of_outputs, *self._of_features)]
+            self.learned = LearnedWeights([self.hard_weight_at(0), *taught])
 
     @property
     def pairs(self) -> tuple[Features, ...]:
@@ -115,17 +137,15 @@ class Objective:
             step: The number of the step.
         """
         share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
-        taught = [(loss, weight_at(loss, step)) for loss in (*self.of_outputs, *self._of_features)]
         means = [share * mean for mean in (*outputs, *features)]
-        weighted = [weight * mean for (_, weight), mean in zip(taught, means, strict=True)]
+        losses = (*self.of_outputs, *self._of_features)
+        weighted = [weight_at(loss, step) * mean for loss, mean in zip(losses, means, strict=True)]
         soft, of_features = (
             tf.add_n([tf.constant(0.0), *part]) for part in (weighted[: len(outputs)], weighted[len(outputs) :])
         )
-        hard_weight = self.hard_weight_at(step)
         if self.learned is None:
-            return hard_weight * hard + soft + of_features, soft, of_features
-        weights = [hard_weight, *(weight for _, weight in taught)]
-        return self.learned([hard, *means], weights=weights, share=share), soft, of_features
+            return self.hard_weight_at(step) * hard + soft + of_features, soft, of_features
+        return self.learned([hard, *means], share=share), soft, of_features
 
 
 def _averaged(argument: str, loss: Any, per_sample: Any, sample_weight: Any) -> Any:
