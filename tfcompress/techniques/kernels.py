@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from tfcompress.errors import ModelError
+from tfcompress.graph.layer_kinds import has_plain_weights
 
 # How the names of variables end that Keras calls a kernel in one layer or another, and that of a table of vectors.
 _KERNEL, _TABLE = "kernel", "embeddings"
@@ -69,6 +70,17 @@ def find_kernels(model: keras.Model, *, tables: bool = False) -> list[Kernel]:
 def kernels_of(layer: keras.layers.Layer) -> list[Any]:
     """The kernels and tables of a layer, those within it too, trainable or not."""
     return [variable for variable in layer.weights if variable.name.endswith((_KERNEL, _TABLE))]
+
+
+def why_hidden(model: keras.Model) -> str:
+    """For errors: which layers have weights that no technique takes, and what to do; empty where there are none."""
+    hidden = [layer.name for layer in model._flatten_layers(include_self=False) if not has_plain_weights(layer)]
+    if not hidden:
+        return ""
+    return (
+        f" The weights of {', '.join(map(repr, hidden[:5]))} are in int8 or have LoRA beside them. Take the model from "
+        "before `quantize`, and merge LoRA: a copy built anew that loads the saved weights has it merged."
+    )
 
 
 def check_finite(kernels: Iterable[Kernel]) -> None:

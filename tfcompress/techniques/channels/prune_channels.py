@@ -24,6 +24,7 @@ from tfcompress.techniques.channels.importance import CRITERIA, Criterion, Evide
 from tfcompress.techniques.channels.measured import prune_until_measured
 from tfcompress.techniques.channels.selection import RANKINGS, Removals, ranked
 from tfcompress.techniques.channels.statistics import reestimate_batch_norm
+from tfcompress.techniques.kernels import why_hidden
 from tfcompress.techniques.labelled import labelled_batches, loss_of_classes
 from tfcompress.techniques.layer_names import check_patterns, fits
 
@@ -144,7 +145,7 @@ def prunable_graph(model: keras.Model, exclude: Sequence[str] = ()) -> ChannelGr
     if not allowed_groups(graph, exclude):
         raise ModelError(
             f"Model {model.name!r} has no channel that may go: each is an input, an output, in `exclude`, or goes "
-            "through an operation that cannot do without it."
+            f"through an operation that cannot do without it.{why_hidden(model)}"
         )
     return graph
 

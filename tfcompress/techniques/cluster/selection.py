@@ -12,7 +12,7 @@ import keras
 
 from tfcompress.errors import ModelError
 from tfcompress.techniques.constraints import constraint_of_layer
-from tfcompress.techniques.kernels import Kernel, find_kernels
+from tfcompress.techniques.kernels import Kernel, find_kernels, why_hidden
 from tfcompress.techniques.layer_names import check_patterns, fits
 
 
@@ -50,8 +50,8 @@ def clusterable_kernels(
     if not chosen:
         raise ModelError(
             f"Model {model.name!r} has no kernel to cluster: depthwise ones are left out by default, and those of at "
-            f"most {clusters} weights. Name layers in `include`, or lower `clusters`. Received: layers with kernels "
-            f"{names}."
+            f"most {clusters} weights. Name layers in `include`, or lower `clusters`.{why_hidden(model)} Received: "
+            f"layers with kernels {names}."
         )
     return chosen
 

@@ -11,7 +11,7 @@ import keras
 
 from tfcompress.errors import ModelError
 from tfcompress.graph.trace import Trace, trace
-from tfcompress.techniques.kernels import Kernel, find_kernels
+from tfcompress.techniques.kernels import Kernel, find_kernels, why_hidden
 from tfcompress.techniques.layer_names import check_patterns, fits
 
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
@@ -55,7 +55,7 @@ def prunable_kernels(
     if not chosen:
         raise ModelError(
             f"Model {model.name!r} has no layer to prune: first, last and depthwise layers are left out by default. "
-            f"Name layers in `include`. Received: layers with kernels {names}."
+            f"Name layers in `include`.{why_hidden(model)} Received: layers with kernels {names}."
         )
     return chosen
 
