@@ -276,7 +276,7 @@ def test_own_criterion_and_its_mistakes():
         model, macs=0.55, criterion=lambda one: np.where(np.isin(np.arange(14), keep), np.inf, 1.0), ranking="global"
     )
     np.testing.assert_array_equal(small.get_layer("a").kernel[..., :4], model.get_layer("a").kernel[..., :4])
-    for wrong in (lambda one: np.zeros(3), lambda one: np.full(14, np.nan)):
+    for wrong in (lambda one: np.zeros(3), lambda one: np.full(14, np.nan), lambda one: np.full(14, -np.inf)):
         with pytest.raises(InvalidArgumentError, match="gives 14 numbers"):
             prune_channels(model, macs=0.5, criterion=wrong)
 

@@ -221,6 +221,27 @@ def test_a_train_step_without_the_optimizer_is_an_error():
         train(model, [pruning], trainer=Stubborn(model))
 
 
+def test_a_kernel_without_a_gradient_is_an_error():
+    class Partly(OwnStep):
+        def train_step(self, data):
+            x, y = data
+            with tf.GradientTape() as tape:
+                loss = self.loss_of(x, y)
+            variables = self.inner.get_layer("second").trainable_variables
+            self.optimizer.apply(tape.gradient(loss, variables), variables)
+            return {"loss": loss}
+
+    for include, match in ((["first", "second"], "Received: none of .*first/kernel"), (["second"], None)):
+        model = tiny_mlp()
+        pruning = WeightPruning(model, schedule_to(), criterion="taylor", include=include)
+        if match is None:
+            train(model, [pruning], trainer=Partly(model))
+            assert np.mean(values(model.get_layer("second").kernel) == 0) == 0.5
+        else:
+            with pytest.raises(TrainingError, match=match):
+                train(model, [pruning], trainer=Partly(model))
+
+
 def test_due_before_the_first_gradient_is_done_after_the_first_step():
     model = tiny_mlp()
     ends = BatchEnds(model.get_layer("second").kernel)

@@ -178,14 +178,15 @@ def scores_by(criterion: str | Criterion, evidence: Evidence, groups: Sequence[i
     graph = evidence.graph
     score = CRITERIA[criterion] if isinstance(criterion, str) else criterion
     scores = np.asarray(score(evidence), float)
-    if scores.shape != (graph.num_units,) or np.isnan(scores).any():
+    if scores.shape != (graph.num_units,) or np.isnan(scores).any() or np.isneginf(scores).any():
         _refuse_nan_weights(evidence.model)
         if isinstance(criterion, str):
             raise DataError(
                 f"Criterion {criterion!r} is NaN on `data`. Received: NaN in the data, the outputs or the loss."
             )
-        what = f"a function that gives {graph.num_units} numbers, none of them NaN"
-        raise InvalidArgumentError("criterion", what, f"shape {scores.shape}, {np.isnan(scores).sum()} NaN")
+        what = f"a function that gives {graph.num_units} numbers, none of them NaN or -inf"
+        wrong = f"{np.isnan(scores).sum()} NaN, {np.isneginf(scores).sum()} -inf"
+        raise InvalidArgumentError("criterion", what, f"shape {scores.shape}, {wrong}")
     if np.isinf(scores[np.concatenate([graph.groups[index] for index in groups])]).all():
         why = "every score is infinite, which keeps a channel"
         if score is batch_norm_scale:

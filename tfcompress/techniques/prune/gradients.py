@@ -44,13 +44,14 @@ class GradientWatch:
                 "aggregation": tf.VariableAggregation.SUM,
             }
             self.sums = [tf.Variable(tf.zeros(kernel.shape), **options) for kernel in self._kernels]
-            self.steps = tf.Variable(0.0, **options)
+            # How many gradients came by, of each kernel.
+            self.counts = tf.Variable(tf.zeros(len(self._kernels)), **options)
         self._listener = OptimizerListener(self._step)
 
     @property
     def variables(self) -> list[tf.Variable]:
         """What a resumed training needs."""
-        return [*self.sums, self.steps]
+        return [*self.sums, self.counts]
 
     def install(self, optimizer: Any) -> None:
         """Starts to listen. A step that was compiled before has to be compiled anew."""
@@ -64,19 +65,25 @@ class GradientWatch:
         """The sum for each kernel.
 
         Raises:
-            TrainingError: If no gradient came by since the last `reset`.
+            TrainingError: If no gradient of one came by since the last `reset`.
         """
         if not self.seen:
             raise TrainingError(
                 "The pruning criterion needs gradients, and none came by: this model's `train_step` does not give them "
                 "to `model.optimizer`. Call `self.optimizer.apply_gradients` there, or prune by `criterion: l1`."
             )
+        without = [kernel.path for kernel, count in zip(self._kernels, self._counted(), strict=True) if not count]
+        if without:
+            raise TrainingError(
+                "The pruning criterion needs gradients of every kernel that it compares. Name the layers that the loss "
+                f"does not depend on, or that are not trained, in `exclude`. Received: none of {without}."
+            )
         return [keras.ops.convert_to_numpy(_read(total)) for total in self.sums]
 
     @property
     def seen(self) -> bool:
         """Whether there was a step since the last `reset`."""
-        return bool(keras.ops.convert_to_numpy(_read(self.steps)) > 0)
+        return bool(self._counted().any())
 
     def reset(self) -> None:
         """Starts the sums anew."""
@@ -99,7 +106,10 @@ class GradientWatch:
                 self.sums[at].assign(observed)
             else:
                 self.sums[at].assign_add(observed)
-        self.steps.assign_add(1.0)
+            self.counts.assign_add(tf.one_hot(at, len(self._kernels)))
+
+    def _counted(self) -> np.ndarray:
+        return keras.ops.convert_to_numpy(_read(self.counts))
 
 
 def _read(variable: tf.Variable) -> tf.Tensor:
