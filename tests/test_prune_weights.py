@@ -458,8 +458,7 @@ def test_rewinding_goes_back_to_early_weights():
         {"criterion": "movement", "pattern": "2:4"},
         {"criterion": "random", "pattern": "1x4"},
         {"criterion": "hessian", "regrow": 0.3},
-        {"rewind": 3},
-        {"budget": "erk", "criterion": "l2"},
+        {"rewind": 3, "budget": "erk", "criterion": "l2"},
     ],
     ids=str,
 )
