@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcompress.data import Augmentation, Dataset, dataset, from_arrays, load_dataset
-from tfcompress.data.dataset import Split
+from tfcompress.data import Augmentation, Dataset, from_arrays, load_dataset, split
+from tfcompress.data.split import Split
 from tfcompress.errors import InvalidArgumentError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def assert_same(left, right):
 def test_resumed_epochs_are_bit_identical(source, monkeypatch):
     data = images() if source == "resident" else streamed(images())
     if source == "buffered":
-        monkeypatch.setattr(dataset, "MEMORY_BYTES", 20 * 64)
+        monkeypatch.setattr(split, "MEMORY_BYTES", 20 * 64)
         assert data.splits["train"].shuffle_buffer == 20
     whole = collect(data.train_batches(16, seed=5, epochs=3))
     assert len(whole[0]) == 3 * 103
@@ -191,7 +191,7 @@ def test_is_read_once_while_it_fits_in_memory():
 
 def test_is_read_anew_when_it_does_not_fit(monkeypatch):
     train, reads = counted(50)
-    monkeypatch.setattr(dataset, "MEMORY_BYTES", 10 * 4)
+    monkeypatch.setattr(split, "MEMORY_BYTES", 10 * 4)
     data = small(train)
     x, _ = collect(data.train_batches(8, seed=0, epochs=2))
     assert reads.numpy() == 100

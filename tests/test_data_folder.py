@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfcompress.data import dataset, from_folder
+from tfcompress.data import from_folder
+from tfcompress.data import split as split_module
 from tfcompress.data.images import resize
 from tfcompress.errors import DataError, InvalidArgumentError
 
@@ -87,7 +88,7 @@ def test_resize_averages_and_stays_uint8():
 @pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
 def test_a_corrupt_image_is_named(tmp_path, monkeypatch, damage, fits):
     if not fits:
-        monkeypatch.setattr(dataset, "MEMORY_BYTES", 1)
+        monkeypatch.setattr(split_module, "MEMORY_BYTES", 1)
     write_classes(tmp_path)
     victim = tmp_path / "bee" / "7.png"
     write(victim, np.random.default_rng(0).integers(0, 256, (32, 32, 3)))

@@ -50,6 +50,10 @@ class TinySizes(TinyImages):
     SHAPE = (None, None, 3)
 
 
+class TinyMore(TinyImages):
+    SPLITS = {"train": 40, "test": 10, "more": 12}
+
+
 class TinyTrainOnly(TinyImages):
     SPLITS = {"train": 40}
 
@@ -223,3 +227,26 @@ def test_shared_sets(name, sizes, shape, offline):
     assert x.shape == (500, *shape)
     assert (float(tf.reduce_min(x)), float(tf.reduce_max(x))) == (0.0, 1.0)
     assert set(y.numpy()) == set(range(10))
+
+
+def test_samples_without_labels(tmp_path, offline):
+    prepare(tmp_path, TinyMore)
+    options = {"data_dir": tmp_path, "download": False, "input_range": (0.0, 255.0)}
+    data = load_dataset("tiny_more", unlabelled="more", limit_train=7, **options)
+    assert (data.sizes, data.unlabelled.size) == ({"train": 7, "validation": 4, "test": 10}, 12)
+    x, y = values(data.taught, "train")
+    np.testing.assert_array_equal(x[y == -1][:, 0, 0, 0], range(12))
+    np.testing.assert_array_equal(y[y >= 0], np.arange(7) % 4)
+    # A share: the last ones of those that it trains on.
+    data = load_dataset("tiny_more", unlabelled=0.75, limit_train=20, **options)
+    assert (data.sizes["train"], data.unlabelled.size, data.sizes["validation"]) == (5, 15, 4)
+    x, y = values(data.taught, "train")
+    np.testing.assert_array_equal(x[y == -1][:, 0, 0, 0], range(5, 20))
+    np.testing.assert_array_equal(values(data, "train")[0][:, 0, 0, 0], range(5))
+    for wrong in ("test", "less"):
+        with pytest.raises(InvalidArgumentError, match=f"`unlabelled` must be None, one of the splits more, .*{wrong}"):
+            load_dataset("tiny_more", unlabelled=wrong, **options)
+    with pytest.raises(InvalidArgumentError, match=r"`unlabelled` must be None, the name of a split, or a share"):
+        load_dataset("tiny_more", unlabelled=1.5, **options)
+    with pytest.raises(DataError, match="some must have labels, and some none"):
+        load_dataset("tiny_more", unlabelled=0.99, **options)

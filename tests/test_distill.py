@@ -8,7 +8,18 @@ from helpers import CLOSE, blob_dataset, blobs, cross_entropy, numpy_log_softmax
 from keras import layers
 
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.techniques.distill import Distiller, LogitMatching, SoftCrossEntropy, SoftTargets, Teacher
+from tfcompress.techniques.distill import (
+    AveragedTeacher,
+    Distiller,
+    Features,
+    Hints,
+    LogitMatching,
+    Scheduled,
+    SoftCrossEntropy,
+    SoftTargets,
+    Teacher,
+    WhereConfident,
+)
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import fit
 
@@ -182,9 +193,35 @@ def test_own_callable_as_a_loss():
     assert distiller.fit(*blobs(shape=(8,)), verbose=0).history["distillation_loss"][0] > 0
 
 
+def halved(loss):
+    return Scheduled(loss, weight=lambda step: 0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: SoftTargets(temperature="4"), "`SoftTargets.temperature` must be a number above 0. Received: '4'"),
+        (lambda: SoftTargets(weight=None), r"`SoftTargets.weight` must be a number in \[0, 1\]. Received: None"),
+        (lambda: Hints(weight="1"), "`Hints.weight` must be a number of at least 0. Received: '1'"),
+        (lambda: Distiller(tiny_mlp(), tiny_mlp(), hard_weight="0.5"), "`Distiller.hard_weight` must be a number"),
+        (lambda: Distiller(tiny_mlp(), tiny_mlp(), hard_weight=np.nan), "`Distiller.hard_weight` must be a number"),
+        (lambda: Distiller(tiny_mlp(), tiny_mlp(), SoftTargets()), "`Distiller.losses` must be a list of losses"),
+        (
+            lambda: Distiller(tiny_mlp(), tiny_mlp(), {"last": SoftTargets()}, hard_weight=1),
+            "a dict with a list for each output. Received: SoftTargets",
+        ),
+        (lambda: Distiller(tiny_mlp(), tiny_mlp(), [SoftTargets]), r"such as `SoftTargets\(\)`, not its class"),
+        (lambda: WhereConfident(halved(SoftTargets())), r"write `Scheduled\(WhereConfident\(...\)\)`"),
+        (lambda: halved(halved(SoftTargets())), "`Scheduled.loss` must be a loss without a schedule"),
+        (
+            lambda: Features(halved(Hints()), teacher_layer="first", student_layer="first"),
+            "`Features.loss` must be a loss itself, .* a schedule goes around `Features`",
+        ),
+        (
+            lambda: Distiller("student.keras", tiny_mlp()),
+            "`student` must be a Keras 3 model.* Received: 'student.keras'",
+        ),
+        (lambda: Distiller(None, tiny_mlp()), "`student` must be a Keras 3 model"),
         (lambda: SoftTargets(temperature=0), "`SoftTargets.temperature` must be a number above 0. Received: 0"),
         (lambda: SoftTargets(weight=1.5), r"`SoftTargets.weight` must be a number in \[0, 1\]. Received: 1.5"),
         (lambda: Distiller(tiny_mlp(), tiny_mlp(classes=3)), "`student` must be a model of 3 classes, .* Received: 4"),
@@ -246,6 +283,7 @@ def test_an_int8_teacher_gives_probabilities_whatever_its_first_batch():
         logits = teacher.logits(x).numpy()
         # A rounded zero is half a step of 1/256.
         assert logits.min() >= np.log(0.5 / 256) - 1e-5 and logits.max() <= 0
+    assert teacher.gives_distributions and not teacher.gives_sigmoids
 
 
 def two_inputs(name="two"):
@@ -265,8 +303,9 @@ def test_a_model_with_several_inputs_is_distilled():
     assert divergence(teacher, student, x) < 0.5 * before
 
 
-def divergence(teacher, student, x):
-    p, q = (numpy_log_softmax(model.predict(x, verbose=0)) for model in (teacher, student))
+def divergence(teacher, student, x, to_logits=np.asarray):
+    p, q = teacher.predict(x, verbose=0), to_logits(student.predict(x, verbose=0))
+    p, q = numpy_log_softmax(p), numpy_log_softmax(q)
     return float((np.exp(p) * (p - q)).sum(1).mean())
 
 
@@ -275,3 +314,74 @@ def test_a_student_of_several_outputs_is_refused():
     student = keras.Model(inputs, [layers.Dense(4)(inputs), layers.Dense(4)(inputs)])
     with pytest.raises(ModelError, match="must give one tensor"):
         Distiller(student, tiny_mlp(inputs=4))
+
+
+class Own(keras.Model):
+    """A student without a graph."""
+
+    def __init__(self, activation=None):
+        super().__init__()
+        self.hidden = layers.Dense(6, activation="relu", name="hidden")
+        self.last = layers.Dense(4, activation=activation)
+
+    def call(self, inputs, training=False):
+        return self.last(self.hidden(inputs))
+
+
+def test_a_first_batch_is_looked_at_before_it_trains():
+    x, y = blobs(16, shape=(8,))
+    student, teacher = Own("softmax"), tiny_mlp(name="teacher")
+    loss = SoftTargets(temperature=1.0, weight=1.0)
+    distiller = Distiller(student, lambda x: tf.nn.softmax(teacher(x)), [loss])
+    distiller.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", run_eagerly=True)
+    with pytest.raises(ModelError, match="Whether 'own.*' gives logits or probabilities shows on a batch only"):
+        distiller.train_step((x, y))
+    logs = distiller.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(logs["distillation_loss"], divergence(teacher, student, x, np.log), rtol=1e-4)
+    assert distiller.train_on_batch(x, y, return_dict=True).keys() == logs.keys()
+
+
+def of_an_average_and_of_features():
+    keras.utils.set_random_seed(1)
+    student = tiny_mlp()
+    hints = Features(Hints(), teacher_layer="wide", student_layer="first")
+    inputs = keras.Input((8,))
+    wide = keras.Model(inputs, layers.Dense(4)(layers.Dense(7, name="wide")(inputs)))
+    average = Distiller(student, AveragedTeacher(student, momentum=0.5))
+    both = [average, Distiller(tiny_mlp(), wide, [SoftTargets(), hints])]
+    for distiller in both:
+        distiller.compile(keras.optimizers.Adam(0.05), cross_entropy(), run_eagerly=True)
+    return both
+
+
+def test_a_training_goes_on_from_weights_that_are_read_before_its_first_step(tmp_path, recwarn):
+    x, y = blobs(16, shape=(8,))
+    path = tmp_path / "state.weights.h5"
+    for first, second in zip(of_an_average_and_of_features(), of_an_average_and_of_features(), strict=True):
+        first.fit(x, y, epochs=2, batch_size=16, verbose=0)
+        first.save_weights(path, overwrite=True)
+        second.load_weights(path)
+        assert not [one for one in recwarn if "another training" in str(one.message)]
+        whole, resumed = (one.fit(x, y, batch_size=16, verbose=0).history["loss"] for one in (first, second))
+        np.testing.assert_allclose(resumed, whole, rtol=1e-5)
+        for one, two in zip(first._state(), second._state(), strict=True):
+            np.testing.assert_allclose(two, one, **CLOSE)
+
+
+def test_the_state_of_a_bfloat16_student_is_read(tmp_path):
+    x, y = blobs(16, shape=(8,))
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        student = tiny_mlp()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    distiller = Distiller(student, tiny_mlp(name="teacher"))
+    distiller.compile(keras.optimizers.Adam(0.01), cross_entropy(), run_eagerly=True)
+    distiller.train_on_batch(x, y)
+    state = [keras.ops.convert_to_numpy(variable) for variable in distiller._state()]
+    assert any(value.dtype == "bfloat16" for value in state)
+    distiller.save_weights(tmp_path / "state.weights.h5")
+    distiller.train_on_batch(x, y)
+    distiller.load_weights(tmp_path / "state.weights.h5")
+    for before, variable in zip(state, distiller._state(), strict=True):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), before)

@@ -14,7 +14,7 @@ from tfcompress.techniques.distill import AttentionTransfer, Distiller, Features
 from tfcompress.techniques.distill.features.projectors import Projector, resized
 from tfcompress.techniques.distill.features.taps import Tap, Taps, find_layer
 from tfcompress.train_settings import TrainSettings
-from tfcompress.training.fit import fit
+from tfcompress.training.fit import distribution_scope, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,3 +337,69 @@ def test_a_file_of_weights_is_the_students(tmp_path):
         other.load_weights(path)
     student.save_weights(path, overwrite=True)
     distiller.load_weights(path)
+
+
+class Own(keras.Model):
+    """A student without a graph."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.last = layers.Dense(5, name="hidden"), layers.Dense(4)
+
+    def call(self, inputs, training=False):
+        return self.last(self.hidden(inputs))
+
+
+class Decorated(Own):
+    @tf.function
+    def call(self, inputs, training=False):
+        return self.last(self.hidden(inputs))
+
+
+def of_own(student, **options):
+    distiller = Distiller(
+        student,
+        tiny_mlp(name="teacher"),
+        [SoftTargets(), Features(Hints(), teacher_layer="first", student_layer="hidden")],
+    )
+    distiller.compile(keras.optimizers.SGD(0.1), cross_entropy(), **options)
+    return distiller
+
+
+def test_a_student_without_a_graph_shows_its_features_on_its_first_batch():
+    x, y = blobs(16, shape=(8,))
+    distiller = of_own(Own(), run_eagerly=True)
+    distiller._outputs.find_out(x)
+    with pytest.raises(ModelError, match="The shapes of features must be known before a step"):
+        distiller.train_step((x, y))
+    (projector,) = (distiller.train_on_batch(x, y), distiller.trained_along)[1]
+    features = projector(distiller.student.hidden(x))
+    expected = np.mean((features - distiller.teacher.source.get_layer("first")(x)) ** 2)
+    again = distiller.train_on_batch(x, y, return_dict=True)
+    np.testing.assert_allclose(again["feature_loss"], expected, rtol=1e-4)
+
+
+def test_projectors_of_a_student_without_a_graph_are_in_the_scope_of_its_strategy():
+    x, y = blobs(16, shape=(8,))
+    with distribution_scope("mirrored"):
+        strategy = tf.distribute.get_strategy()
+        student = Own()
+        student(x)
+        distiller = of_own(student, jit_compile=False)
+    distiller.fit(x, y, batch_size=16, verbose=0)
+    (projector,) = distiller.trained_along
+    assert len(strategy.experimental_local_results(projector.trainable_variables[0].value)) == 2
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_layers_within_a_function_of_the_networks_own_are_not_heard(eagerly):
+    x, y = blobs(16, shape=(8,))
+    with pytest.raises(ModelError, match="within a `tf.function`.* Received: 'hidden'.* Leave out the decorator"):
+        of_own(Decorated(), run_eagerly=eagerly).fit(x, y, verbose=0)
+    student = Decorated()
+    student(x, training=False)
+    taps = Taps(student, [Tap("hidden")])
+    with taps.listening() as heard:
+        student(x, training=False)
+    with pytest.raises(ModelError, match="it ran 0 times, or within a `tf.function` of the network's own"):
+        taps.values(heard)

@@ -466,8 +466,12 @@ def logits_of(shape):
         (lambda: WhereConfident(ChannelWiseTargets()), "`WhereConfident.loss` must be a loss of class logits"),
         (lambda: WhereLabelled(MultiLabelTargets()), "`WhereLabelled.loss` must be a loss of class logits"),
         (lambda: WhereCorrect(TeacherBounded()), "`WhereCorrect.loss` must be a loss of class logits"),
-        (lambda: PerClass(SoftTargets(), weights=[]), "`PerClass.weights` must be numbers of at least 0"),
-        (lambda: PerClass(SoftTargets(), weights=[1, -1]), "`PerClass.weights` must be numbers of at least 0"),
+        (lambda: PerClass(SoftTargets(), weights=[]), "`PerClass.weights` must be a list of numbers of at least 0"),
+        (lambda: PerClass(SoftTargets(), weights={0: 1.0, 1: 5.0}), "`PerClass.weights` must be a list of numbers"),
+        (
+            lambda: PerClass(SoftTargets(), weights=[1, -1]),
+            "`PerClass.weights` must be a list of numbers of at least 0",
+        ),
         (
             lambda: PerClass(SoftTargets(), weights=[1, 1])(*sides("flat")),
             "`PerClass.weights` must be 5 numbers, one for each class",

@@ -30,6 +30,7 @@ from tfcompress.techniques.distill import (
 )
 from tfcompress.techniques.distill.collapse import CollapseWatch
 from tfcompress.techniques.distill.learned_weights import LearnedWeights
+from tfcompress.techniques.distill.objective import Objective
 
 
 def logits(seed=0, shape=(6, 5)):
@@ -94,6 +95,23 @@ def test_hints_first_then_outputs():
     first = Scheduled(hints, weight=keras.optimizers.schedules.PiecewiseConstantDecay([1], [5.0, 0.0]))
     _, logs = fitted([first], steps=4)
     assert logs["feature_loss"][0] > 0 and logs["feature_loss"][3] == 0.0
+
+
+def test_a_schedule_that_runs_out_of_its_range_is_held_there():
+    loss = Scheduled(SoftTargets(), weight=lambda step: 1 - step / 2, temperature=lambda step: 4 - step)
+    assert [float(loss.weight_at(tf.constant(step))) for step in (0, 1, 2, 5)] == [1, 0.5, 0, 0]
+    teacher, student = tf.constant([[2.0, 0.0]]), tf.constant([[0.0, 0.5]])
+    at_least = SoftTargets(temperature=0.01)(teacher, student)
+    np.testing.assert_allclose(loss(teacher, student, step=tf.constant(9)), at_least, rtol=1e-4)
+    with pytest.raises(InvalidArgumentError, match="no `if`, no NumPy"):
+        Scheduled(SoftTargets(), weight=lambda step: 1.0 if step < 3 else 0.0)
+
+
+def test_a_replica_without_samples_adds_nothing():
+    objective = Objective([SoftTargets()], None, False)
+    empty, weights = tf.zeros((0, 4)), tf.zeros((0,))
+    for sample_weight in (None, weights):
+        assert float(objective.of_teacher(empty, empty, None, sample_weight, 0)[0]) == 0.0
 
 
 def test_certainty_equals_numpy():
@@ -224,6 +242,21 @@ def test_a_step_of_mixtures_equals_one_written_out(stored, weighted):
         np.testing.assert_allclose(variable.numpy(), old - 0.1 * step.numpy(), rtol=1e-3, atol=1e-5)
 
 
+def test_what_cannot_be_mixed():
+    x, y = blobs(8, shape=(8,))
+    distiller = Distiller(tiny_mlp(), tiny_mlp(name="teacher"), mix=Mixup())
+    distiller.compile("sgd", cross_entropy())
+    with pytest.raises(InvalidArgumentError, match="`Mixup.inputs` must be one tensor of floats.* Received: .*int32"):
+        distiller.fit(x.astype("int32"), y, verbose=0)
+    networks = [
+        keras.Sequential([keras.Input((6, 6, 1)), keras.layers.Conv2D(3, 1)], name=name) for name in ("one", "two")
+    ]
+    distiller = Distiller(*networks, mix=CutMix())
+    distiller.compile("sgd", cross_entropy())
+    with pytest.raises(InvalidArgumentError, match="`mix` must be Mixup where outputs have positions"):
+        distiller.fit(np.ones((4, 6, 6, 1), "float32"), np.zeros((4, 6, 6), "int32"), verbose=0)
+
+
 def test_pictures_are_mixed_under_xla():
     student = tiny_cnn()
     distiller = Distiller(student, tiny_cnn(name="teacher"), [SoftTargets(), HardLabels(weight=0.1)], mix=CutMix())
@@ -240,6 +273,14 @@ def run_watch(losses, classes=10):
             watch.on_epoch_end(epoch, {"hard_loss": loss})
         said += [epoch for one in caught if one.category is CollapseWarning]
     return said
+
+
+def test_a_plain_loss_below_zero_that_falls_is_not_lost():
+    watch = CollapseWatch(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for epoch, loss in enumerate((-0.3, -0.5, -0.6)):
+            watch.on_epoch_end(epoch, {"hard_loss": loss})
 
 
 def test_a_plain_loss_that_gets_lost_is_said_once():

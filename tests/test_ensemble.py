@@ -10,7 +10,9 @@ from helpers import CLOSE, cross_entropy, numpy_log_softmax, tiny_mlp
 from keras import layers
 
 import tfcompress as tfc
-from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.errors import InvalidArgumentError, ModelError, RecipeError
+from tfcompress.pipeline import rows
+from tfcompress.pipeline.plan import plan_run
 
 X = np.random.default_rng(0).normal(size=(16, 8)).astype("float32")
 
@@ -187,7 +189,7 @@ def test_who_is_right_is_stored_by_the_labels_of_the_data(digits, of_digits, tmp
     # The same pictures with other labels, beyond the samples that are compared, are other data to such a teacher.
     splits = dict(digits.splits)
     stream = splits["train"].stream.enumerate().map(lambda at, s: (s[0], tf.where(at == 1000, 0, s[1])))
-    splits["train"] = dataclasses.replace(splits["train"], stream=stream, resident=False)
+    splits["train"] = dataclasses.replace(splits["train"], stream=stream)
     relabelled = dataclasses.replace(digits, splits=splits)
     assert [int(label) for _, label in digits.train.skip(1000).take(1)] != [0]
     with pytest.raises(InvalidArgumentError, match="what differs: labels"):
@@ -243,3 +245,89 @@ def test_a_member_that_gives_nan_is_named():
     ensemble = tfc.Ensemble([tiny_mlp(), lambda x: tf.fill((16, 4), np.nan)])
     with pytest.raises(ModelError, match="The teacher, the callable '<lambda>', must give finite outputs"):
         ensemble.find_out_outputs(X)
+
+
+# ---- in a recipe
+
+RECIPE = """
+data: {name: digits, limit_train: 64}
+train: {epochs: 1, learning_rate: 1.0e-2}
+teacher:
+  teachers:
+    - {model: mlp, widths: [8]}
+    - {model: mlp, widths: [8]}
+    - {file: large.keras, resize: [12, 12]}
+  weights: [1, 2, 1.5]
+student: {model: mlp, widths: [4]}
+stages: [distill]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with a teacher file, in which runs measure no files."""
+    keras.Sequential([keras.Input((12, 12, 1)), layers.Flatten(), layers.Dense(10)]).save(tmp_path / "large.keras")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rows, "_model_figures", lambda model: {})
+    return tmp_path
+
+
+def test_a_recipe_stores_what_several_say_together(folder):
+    recipe = tfc.parse_recipe(RECIPE)
+    assert tfc.parse_recipe(recipe.to_yaml()) == recipe
+    result = tfc.run(recipe, "out", progress=False)
+    assert [row.stage for row in result.rows] == ["teacher-1", "teacher-2", "teacher-3", "teacher", "01-distill"]
+    small = [
+        keras.saving.load_model(folder / "out" / "stages" / f"00-teacher-{number}" / "model.keras") for number in (1, 2)
+    ]
+    assert not np.allclose(*(model.get_weights()[0] for model in small), atol=0.1)
+    large, weights = keras.saving.load_model("large.keras"), np.array([1, 2, 1.5]) / 4.5
+
+    def together(x):
+        logits = [model(x) for model in small] + [large(tf.image.resize(x, (12, 12), antialias=True))]
+        probabilities = np.exp([numpy_log_softmax(np.asarray(each, "float64")) for each in logits])
+        return np.log(np.einsum("m,mbc->bc", weights, probabilities))
+
+    data = tfc.load_dataset("digits", limit_train=64)
+    (stored,) = (folder / "out" / "teacher").glob("*/view-000/*.npy")
+    np.testing.assert_allclose(np.load(stored), together(next(data.train.batch(64).as_numpy_iterator())[0]), atol=2e-2)
+    x, y = next(data.test.batch(1000).as_numpy_iterator())
+    assert result.rows[3].accuracy == pytest.approx(np.mean(together(x).argmax(-1) == y), abs=2 / len(y))
+    # Other weights are another teacher: its student is trained again, the members are not.
+    changed = tfc.parse_recipe(RECIPE, ["teacher.weights=[1, 1, 1]"])
+    with pytest.raises(RecipeError, match="'.*00-teacher' holds the result of another recipe"):
+        tfc.run(changed, "out", progress=False)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "out").glob("stages/*/stage.json")}
+    tfc.run(changed, "out", overwrite=True, progress=False)
+    kept = {path.parent.name for path, time in before.items() if path.stat().st_mtime_ns == time}
+    assert kept == {"00-teacher-1", "00-teacher-2", "00-teacher-3"}
+
+
+def test_a_recipe_says_how_several_are_combined(folder):
+    recipe = tfc.parse_recipe(RECIPE, ["teacher.combine=correct", "teacher.weights=null"])
+    teacher = plan_run(recipe, tfc.load_dataset("digits", limit_train=64)).teacher
+    assert isinstance(teacher, tfc.Ensemble) and teacher.combine == "correct" and teacher.needs_labels
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["teacher.teachers=[{model: mlp}]"], "`teacher.teachers` must be a list of at least two. Received: 1"),
+        (["teacher.weights=[1, 2]"], "`teacher.weights` must be null, or a number above 0 for each of `teachers`"),
+        (["teacher.combine=mean"], "`teacher.combine` must be one of probabilities, logits, correct"),
+        (["teacher.width=8"], "`teacher.width` is not a key"),
+        (["teacher.teachers.2.file=none.keras"], "`teacher.teachers.2.file` cannot be read"),
+        (["teacher.teachers.2.resize=null"], "`teacher.teachers.2.file` must be a model from one input"),
+        (["teacher.teachers.0.widht=3"], "`teacher.teachers.0.widht` is not a key; did you mean `width`"),
+        (["train={}", "stages=[]"], "`teacher.teachers.0.train` is missing; a teacher from a family must be trained"),
+        (["student=null"], "`student` is missing; an ensemble can teach, but only a Keras model can be compressed"),
+        (
+            ["stages.0={distill: {features: [{kind: hints, teacher_layer: a, student_layer: b}]}}"],
+            "a Keras model where features are compared",
+        ),
+    ],
+)
+def test_mistakes_in_a_recipe(changes, message, folder):
+    with pytest.raises(RecipeError, match=message):
+        recipe = tfc.parse_recipe(RECIPE, changes)
+        plan_run(recipe, tfc.load_dataset("digits", limit_train=64))

@@ -7,8 +7,8 @@ import tensorflow as tf
 from helpers import CLOSE, blob_dataset, blobs, cross_entropy, tiny_mlp, whole_and_resumed
 
 import tfcompress as tfc
-from tfcompress.errors import InvalidArgumentError
-from tfcompress.techniques.distill import Distiller, Features, MutualLearning, PerClass, SoftTargets
+from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.techniques.distill import Distiller, Features, MutualLearning, OutputMatching, PerClass, SoftTargets
 from tfcompress.techniques.distill.losses import LogitMatching
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import distribution_scope, fit
@@ -223,6 +223,20 @@ def test_students_without_a_graph():
     p, q = (np.asarray(student(x)) for student in mutual.students)
     expected = -np.log(p[np.arange(32), y]).mean() + (q * np.log(q / p)).sum(-1).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    again = MutualLearning(mutual.students)
+    again.compile(keras.optimizers.SGD(0.0), "sparse_categorical_crossentropy", run_eagerly=True)
+    with pytest.raises(ModelError, match="gives logits or probabilities shows on a batch only"):
+        again.train_step((x, y))
+    np.testing.assert_allclose(again.train_on_batch(x, y, return_dict=True)["loss_1"], expected, rtol=1e-4)
+
+
+def test_what_the_others_say_must_be_what_the_loss_compares():
+    softmax = [tiny_mlp(softmax=True), tiny_mlp(softmax=True)]
+    with pytest.raises(InvalidArgumentError, match="raw outputs with OutputMatching"):
+        MutualLearning(softmax, [OutputMatching()])
+    sigmoids = [keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, "sigmoid")]) for _ in "ab"]
+    with pytest.raises(InvalidArgumentError, match="with SoftTargets, not of sigmoids"):
+        MutualLearning(sigmoids)
 
 
 def test_it_is_a_public_name():
@@ -242,7 +256,10 @@ def no_samples(teacher, student):
         (lambda: MutualLearning([tiny_mlp(), tiny_mlp(classes=5)]), r"of one shape. Received: \[\(None, 4\)"),
         (lambda: MutualLearning(students(), []), "`MutualLearning.losses` must be at least one"),
         (lambda: MutualLearning(students(), ["soft"]), "`MutualLearning.losses` must be"),
-        (lambda: MutualLearning(students(), hard_weight=-1.0), "`MutualLearning.hard_weight` must be at least 0"),
+        (
+            lambda: MutualLearning(students(), hard_weight=-1.0),
+            "`MutualLearning.hard_weight` must be a number of at least 0",
+        ),
         (
             lambda: MutualLearning(
                 students(), [Features(lambda t, s: t, teacher_layer="first", student_layer="first")]
@@ -252,6 +269,10 @@ def no_samples(teacher, student):
         (
             lambda: MutualLearning(students()).compile("sgd", "sparse_categorical_crossentropy"),
             "from_logits=True, since the student gives logits",
+        ),
+        (
+            lambda: MutualLearning(students()).compile("sgd", cross_entropy(), loss_weights=[2.0]),
+            "`loss_weights` must be None",
         ),
         (lambda: fitted([no_samples]), "`MutualLearning.losses` must be callables with one value per sample"),
     ],

@@ -54,6 +54,14 @@ stages: [{quantize: {train: {epochs: 1}}}, {quantize: {train: {epochs: 1}}}]
             ["stages=[{quantize: {train: {epochs: 1, steps_per_execution: 4}}}]"],
             "a divisor of the 21 steps of an epoch",
         ),
+        (
+            ["data.batch_size=63", "stages=[{quantize: {train: {epochs: 1, strategy: mirrored}}}]"],
+            r"`stages.0.quantize` cannot be applied. `batch_size` must be a multiple of 2 .* Received: 63",
+        ),
+        (
+            ["stages=[{distill: {temperature: 8, train: {epochs: 1}, teach: {kind: hard_labels}}}]"],
+            r"`stages.0.distill.teach` must be left out: `distill` teaches by itself",
+        ),
     ],
 )
 def test_what_cannot_work_is_known_before_training(overrides, message):

@@ -17,6 +17,8 @@ from tfcompress.techniques.distill import (
     Scheduled,
     SoftTargets,
     StoredOutputs,
+    Teacher,
+    TeacherBounded,
 )
 
 
@@ -72,6 +74,20 @@ def test_a_step_equals_one_written_out(as_dict, softmax):
         np.testing.assert_allclose(variable.numpy(), old - 0.1 * step.numpy(), rtol=1e-3, atol=1e-5)
 
 
+def test_a_teacher_of_several_sees_its_own_range():
+    x, _, _ = labelled()
+    network = two_outputs(name="teacher")
+    teacher = Teacher(network, input_range=(0, 255), data_range=(0, 1))
+    distiller = Distiller(two_outputs(), teacher, {"classes": [SoftTargets()]}, hard_weight=0.5)
+    distiller.teacher.find_out_outputs(x)
+    np.testing.assert_allclose(distiller.teacher.logits(x)["classes"], network(255 * x)[0], rtol=1e-4)
+    with pytest.raises(ModelError, match="The teacher, the Keras model 'teacher', takes inputs of shape"):
+        distiller.teacher.find_out_outputs(x[:, :4])
+    mapped = Teacher(network, class_map=[1, 0])
+    with pytest.raises(InvalidArgumentError, match="class_map` must be None where losses are given by output"):
+        Distiller(two_outputs(), mapped, {"classes": [SoftTargets()]}, hard_weight=0.5)
+
+
 def test_all_kinds_of_losses_by_output(tmp_path):
     def difference(teacher, student):
         return ops.mean(ops.square(teacher - student), axis=-1)
@@ -106,6 +122,20 @@ def test_a_callable_with_a_dict_teaches():
     )
     distiller.compile("adam", own_losses())
     assert np.isfinite(distiller.fit(x, [y, size], verbose=0).history["distillation_loss"][0])
+
+
+def test_an_output_without_labels_has_none_for_its_losses():
+    x, _, _ = labelled()
+    student, teacher = two_outputs(as_dict=True), two_outputs(name="teacher")
+    for loss in (Decoupled(), TeacherBounded()):
+        distiller = Distiller(student, teacher, {"classes": [loss], "size": [OutputMatching()]}, hard_weight=0)
+        distiller.compile("sgd", {"classes": None, "size": "mse"}, run_eagerly=True)
+        labels = {"size": x.sum(1, keepdims=True)}
+        if isinstance(loss, Decoupled):
+            assert np.isfinite(distiller.fit(x, labels, verbose=0).history["distillation_loss"][0])
+            continue
+        with pytest.raises(InvalidArgumentError, match="`TeacherBounded.labels` must be the true values"):
+            distiller.fit(x, labels, verbose=0)
 
 
 def both(**options):

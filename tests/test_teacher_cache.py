@@ -13,10 +13,13 @@ import tfcompress as tfc
 from tfcompress.data.augment import Augmentation
 from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.files import atomic_path
 from tfcompress.techniques.distill import cache
 from tfcompress.training.fit import fit
 
 VIEWS = 3
+# Probabilities whose rounding shows in their sum.
+SPREAD = tf.nn.softmax(np.random.default_rng(0).normal(size=(64, 7)) * 2).numpy()
 
 
 @pytest.fixture(autouse=True)
@@ -187,6 +190,86 @@ def test_a_cache_is_read_by_its_own_teacher_data_and_views_only(data, digits, tm
     tfc.cache_teacher(build(), data, folder)
 
 
+def small(order=slice(None), **options):
+    """200 samples, which are not all among those that the teacher is shown first; in another order, if one is given."""
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(size=(200, 8, 8, 1)).astype("float32"), np.arange(200) % 10
+    return tfc.from_arrays(x[order], y[order], validation=(x[:10], y[:10]), test=(x[:10], y[:10]), **options)
+
+
+OTHER_END = [*range(100), *range(199, 99, -1)]
+
+
+def test_samples_that_changed_far_behind_the_first_are_other_data(tmp_path):
+    data, folder = small(), tmp_path / "cache"
+    stored = tfc.cache_teacher(build(), data, folder)
+    stored.train_batches(small(), 64, seed=0, epochs=1)
+    other = small(OTHER_END)
+    with pytest.raises(InvalidArgumentError, match="differs: data"):
+        tfc.cache_teacher(build(), other, folder)
+    with pytest.raises(InvalidArgumentError, match="`data` must be that whose outputs are stored"):
+        stored.train_batches(other, 64, seed=0, epochs=1)
+    # What a user brings is of nothing that is known.
+    tfc.StoredOutputs(np.zeros((200, 10))).train_batches(other, 64, seed=0, epochs=1)
+
+
+def test_unlabelled_samples_that_changed_are_other_data(tmp_path):
+    x = np.random.default_rng(1).uniform(size=(200, 8, 8, 1)).astype("float32")
+    one, other = (small(unlabelled=x[order]).taught for order in (slice(None), OTHER_END))
+    stored = tfc.cache_teacher(build(), one, tmp_path / "cache")
+    with pytest.raises(InvalidArgumentError, match="`data` must be that whose outputs are stored"):
+        stored.check_fits(other)
+
+
+def test_what_a_killed_process_leaves_is_no_others_folder(tmp_path):
+    folder = tmp_path / "cache"
+    with atomic_path(folder / "index.json") as temporary:
+        left = folder / temporary.parent.name
+        assert left.is_dir()
+        # Another worker, or this one killed here.
+        assert tfc.cache_teacher(build(), small(), folder).size == 200
+    (folder / "index.json").unlink()
+    with pytest.raises(InvalidArgumentError, match="a new or empty folder"):
+        tfc.cache_teacher(build(), small(), folder)
+
+
+def test_damaged_files_are_named(tmp_path):
+    folder, data = tmp_path / "cache", small()
+    tfc.cache_teacher(build(), data, folder)
+    shard = folder / "view-000" / "00000.npy"
+    whole = shard.read_bytes()
+    for content in (b"", whole[:200]):
+        shard.write_bytes(content)
+        with pytest.raises(ModelError, match="00000.npy' is damaged: .* Delete it"):
+            tfc.cache_teacher(build(), data, folder)
+    np.save(shard, np.zeros((199, 10), "float16"))
+    with pytest.raises(ModelError, match="it holds 199 samples and not 200"):
+        tfc.cache_teacher(build(), data, folder)
+    shard.unlink()
+    tfc.cache_teacher(build(), data, folder)
+    assert shard.read_bytes() == whole
+    for content in ("{", "[]", '{"first": "nothing"}', "{}"):
+        (folder / "index.json").write_text(content)
+        with pytest.raises(InvalidArgumentError, match="index.json.*damaged"):
+            tfc.cache_teacher(build(), data, folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidArgumentError, match="`folder` must be a folder"):
+        tfc.cache_teacher(build(), data, tmp_path / "file")
+
+
+def test_the_largest_of_many_classes_keep_their_numbers(tmp_path):
+    classes = 2**16 + 5000
+
+    def teacher(x):
+        return tf.one_hot(2**16 + tf.cast(x[:, 0, 0, 0] * 5000, tf.int32), classes) * 20.0
+
+    data = small()
+    stored = tfc.cache_teacher(teacher, data, tmp_path / "cache", top_k=2)
+    x, _ = next(iter(data.train.batch(20)))
+    expected = 2**16 + (x[:, 0, 0, 0].numpy() * 5000).astype(int)
+    np.testing.assert_array_equal(stored.rows(0, np.arange(20)).argmax(1), expected)
+
+
 @pytest.mark.parametrize("bad", [np.nan, 1e6])
 def test_what_cannot_be_stored_is_an_error_and_leaves_no_shard(bad, digits, tmp_path):
     # Not in the first batch, which is looked at before.
@@ -205,6 +288,9 @@ def test_what_cannot_be_stored_is_an_error_and_leaves_no_shard(bad, digits, tmp_
     [
         ({"top_k": 0}, "top_k"),
         ({"top_k": 10}, "below the classes"),
+        ({"top_k": "2"}, "whole number"),
+        ({"top_k": 1.5}, "whole number"),
+        ({"top_k": True}, "whole number"),
     ],
 )
 def test_mistaken_arguments(arguments, message, digits, tmp_path):
@@ -234,11 +320,28 @@ def test_a_folder_of_something_else_is_not_written_to(digits, tmp_path):
         (np.zeros(5), None, "shape"),
         (np.zeros((2, 5, 3)), 3, "shape"),
         (np.full((5, 3), np.nan), None, "finite"),
+        ([[1, 2, 3], [4, 5]], None, "an array of numbers"),
+        ([["a", "b"]], None, "an array of numbers"),
+        (np.round(SPREAD, 2), None, "logits, or probabilities whose sum over the classes is 1"),
+        (np.round(SPREAD * 256) / 256, None, "off by up to 0.0"),
     ],
 )
 def test_mistaken_arrays(outputs, views, message):
     with pytest.raises(InvalidArgumentError, match=message):
         tfc.StoredOutputs(outputs, views=views)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_arrays_of_probabilities_of_a_coarse_type(dtype):
+    stored = tfc.StoredOutputs(tf.cast(SPREAD, dtype).numpy())
+    logits = stored.logits(TaughtInputs(None, stored.rows(0, np.arange(64))))
+    np.testing.assert_allclose(tf.nn.softmax(logits), SPREAD, atol=5e-3)
+
+
+def test_values_between_0_and_1_that_are_no_probabilities_stay_as_they_are():
+    values = np.random.default_rng(0).uniform(size=(64, 7)).astype("float32")
+    stored = tfc.StoredOutputs(values)
+    np.testing.assert_array_equal(stored.logits(TaughtInputs(None, stored.rows(0, np.arange(64)))), values)
 
 
 def test_arrays_of_other_samples_or_views(digits, data):

@@ -8,11 +8,14 @@ import pytest
 import tensorflow as tf
 from helpers import CLOSE, cross_entropy, numpy_log_softmax
 from keras import layers
+from tensorflow.core.protobuf import saved_model_pb2
 
 import tfcompress as tfc
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.techniques.distill import Teacher
 from tfcompress.techniques.distill.saved_model import SavedModel
+from tfcompress.techniques.distill.several_outputs import TeacherOfSeveral
+from tfcompress.techniques.distill.student_outputs import StudentOutputs
 
 SHAPE = (8, 8, 1)
 IMAGES = np.random.default_rng(0).uniform(size=(8, *SHAPE)).astype("float32")
@@ -140,6 +143,153 @@ def test_variables_of_others_teach_on_two_replicas(kind, tmp_path):
     found = strategy.run(tf.function(inside.logits), args=(next(iter(halves)),))
     actual = np.concatenate([part.numpy() for part in strategy.experimental_local_results(found)])
     np.testing.assert_allclose(actual, expected_logits(), **CLOSE)
+
+
+def adapted(kind):
+    """A model with a layer that has a state beside its weights, and inputs for it."""
+    if kind == "lookup":
+        lookup = layers.IntegerLookup(output_mode="one_hot", max_tokens=6)
+        lookup.adapt(np.array([10, 20, 30]))
+        first, x = lookup, np.array([[10], [30], [7]])
+    elif kind == "normalization":
+        first, x = layers.Normalization(), 100 + 50 * np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+        first.adapt(x)
+    else:
+        first, x = layers.Lambda(lambda z: z * 2), np.ones((4, 3), "float32")
+    return keras.Sequential([keras.Input(x.shape[1:], dtype=str(x.dtype)), first, layers.Dense(2)]), x
+
+
+@pytest.mark.parametrize("kind", ["normalization", "lookup", "lambda"])
+def test_a_copy_in_the_scope_of_a_strategy_says_the_same(kind):
+    model, x = adapted(kind)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        inside = Teacher(model).in_scope()
+    assert inside.source is not model
+    np.testing.assert_allclose(inside.logits(x), model(x), **CLOSE)
+
+
+class Subclassed(keras.Model):
+    """A model without a graph or a `get_config`; its softmax shows in its outputs only."""
+
+    def __init__(self, units, activation=None, dtype=None):
+        super().__init__(dtype=dtype)
+        self.last = layers.Dense(units, activation=activation, dtype=dtype)
+
+    def call(self, inputs):
+        return self.last(inputs)
+
+
+def test_what_cannot_be_copied_into_a_scope_is_named_as_a_teacher():
+    teacher = Teacher(Subclassed(3))
+    assert teacher.in_scope() is teacher
+    message = "The teacher, the Keras model 'subclassed.*pass a callable"
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope(), pytest.raises(ModelError, match=message):
+        teacher.in_scope()
+
+
+# ---- what it gives
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("classes", [3, 400])
+def test_probabilities_of_a_coarse_type_are_no_logits(dtype, classes):
+    x = np.random.default_rng(0).normal(scale=3, size=(64, classes)).astype("float32")
+    teacher = Teacher(lambda x: tf.nn.softmax(tf.cast(x, dtype)))
+    teacher.find_out_outputs(tf.constant(x))
+    expected = np.exp(numpy_log_softmax(x))
+    np.testing.assert_allclose(tf.nn.softmax(teacher.logits(x)), expected, atol=2e-2)
+    # Values in the range of probabilities whose sum is another stay what they are.
+    other = Teacher(lambda x: tf.cast(tf.nn.softmax(x) * 1.1, dtype))
+    other.find_out_outputs(tf.constant(x))
+    assert (other.logits(x).numpy() >= 0).all()
+
+
+def test_a_subclassed_student_of_bfloat16_is_known_by_its_probabilities():
+    student = Subclassed(4, "softmax", "mixed_bfloat16")
+    x = np.random.default_rng(0).normal(scale=2, size=(64, 8)).astype("float32")
+    student(x)
+    outputs = StudentOutputs(student, None)
+    outputs.find_out(x)
+    assert outputs.gives_distributions(None)
+
+
+def test_what_float16_cannot_show_is_half_its_smallest_number():
+    x = np.array([[30.0, 5.0, 0.0]], "float32")
+    logits = Teacher(lambda x: tf.cast(tf.nn.softmax(x), tf.float16)).logits(x).numpy()
+    # exp(-25) is below 2^-25, half of the smallest number.
+    np.testing.assert_allclose(logits, [[0, -25 * np.log(2), -25 * np.log(2)]], rtol=1e-4, atol=1e-4)
+
+
+def test_a_callable_whose_shape_python_hides_teaches():
+    model = linear()
+    teacher = Teacher(lambda x: tf.numpy_function(lambda v: model(v).numpy(), [x], tf.float32))
+    teacher.find_out_outputs(IMAGES)
+    inside = tf.function(teacher.logits).get_concrete_function(tf.TensorSpec((None, *SHAPE)))
+    assert inside.structured_outputs.shape.as_list() == [None, 4]
+
+
+def test_predict_is_refused_at_the_first_batch():
+    model = linear()
+    with pytest.raises(ModelError, match="callable 'predict', must give a tensor .* not its `predict`"):
+        Teacher(model.predict).find_out_outputs(tf.constant(IMAGES))
+
+
+@pytest.mark.parametrize("kind", ["keras", "tf_keras"])
+def test_a_teacher_that_remembers_the_last_batch_is_refused(kind):
+    library = library_of(kind)
+    inputs = {"batch_shape" if kind == "keras" else "batch_input_shape": (8, 4, 3)}
+    recurrent = [library.layers.InputLayer(**inputs), library.layers.LSTM(5, stateful=True, name="carries")]
+    with pytest.raises(ModelError, match=r"\['carries'\] carry their states .* stateful=False"):
+        Teacher(library.Sequential([*recurrent, library.layers.Dense(3)]))
+
+
+def text_model(units, name=None):
+    inputs = keras.Input((1,), dtype="string")
+    x = layers.TextVectorization(output_sequence_length=4, vocabulary=["a", "b", "c"])(inputs)
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(6, units)(x))
+    return keras.Model(inputs, layers.Dense(3)(x), name=name)
+
+
+def test_models_of_text_teach_and_learn_and_are_not_compiled():
+    student, texts = text_model(4), tf.constant([["a b"], ["c a"], ["b"], ["c"]])
+    distiller = tfc.Distiller(student, text_model(8, name="words"))
+    distiller.compile(keras.optimizers.SGD(0.1), cross_entropy())
+    assert not distiller.jit_compile
+    before = student.get_weights()[-1].copy()
+    distiller.fit(texts, np.array([0, 1, 2, 1]), verbose=0)
+    assert np.abs(student.get_weights()[-1] - before).max() > 0
+    with pytest.raises(InvalidArgumentError, match="`jit_compile` must be False with the Keras model 'words'"):
+        distiller.compile("sgd", cross_entropy(), jit_compile=True)
+    several = text_model(8)
+    assert not TeacherOfSeveral(keras.Model(several.input, {"kind": several.output}), ["kind"]).compiles
+
+
+def test_an_own_softmax_behind_inputs_of_any_size_is_found_out_from_the_first_batch():
+    def network():
+        inputs = keras.Input((None, 2))
+        last = layers.Dense(3, activation=lambda x: keras.ops.softmax(x))
+        return keras.Model(inputs, last(layers.GlobalAveragePooling1D()(inputs)))
+
+    x = np.random.default_rng(0).normal(size=(8, 5, 2)).astype("float32")
+    model = network()
+    np.testing.assert_allclose(Teacher(model).logits(x), np.log(model(x)), **CLOSE)
+    distiller = tfc.Distiller(network(), model)
+    distiller.compile("sgd", cross_entropy())
+    with pytest.raises(InvalidArgumentError, match="from_logits=False, since the student gives probabilities"):
+        distiller.fit(x, np.zeros(8), verbose=0)
+
+
+def test_a_tflite_file_says_nothing_about_no_samples(tmp_path):
+    teacher = Teacher(source_of("tflite", tmp_path))
+    teacher.find_out_outputs(IMAGES)
+    assert teacher.logits(IMAGES[:0]).shape == (0, 4)
+
+
+def test_an_empty_dataset_is_an_error():
+    distiller = tfc.Distiller(linear(), linear())
+    distiller.compile("sgd", cross_entropy())
+    with pytest.raises(InvalidArgumentError, match="`x` must be a tf.data.Dataset of at least one batch"):
+        distiller.fit(tf.data.Dataset.from_tensor_slices((IMAGES, np.zeros(8))).take(0).batch(4), verbose=0)
 
 
 @pytest.mark.parametrize("kind", ["keras", "tf_keras", "tflite", "saved_model"])
@@ -288,6 +438,20 @@ def test_a_class_map_of_what_only_outputs_tell():
         tfc.Distiller(linear(), Teacher(linear(), class_map=[0, 1]))
 
 
+@pytest.mark.parametrize(
+    ("ranges", "message"),
+    [
+        ({"input_range": (0, 1), "data_range": (1, 1)}, "`data_range` must be a pair"),
+        ({"input_range": 255, "data_range": (0, 1)}, "`input_range` must be a pair"),
+        ({"input_range": (1, 0), "data_range": (0, 1)}, "`input_range` must be a pair"),
+        ({"data_range": (0, 255)}, "`data_range` must be left out where `input_range` is"),
+    ],
+)
+def test_mistaken_ranges(ranges, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        Teacher(linear(), **ranges)
+
+
 @pytest.mark.parametrize("resize", [8, (0, 4), (4,), (4, 4, 1), (4.0, 4.0), (True, 4), "44"])
 def test_mistaken_sizes(resize):
     with pytest.raises(InvalidArgumentError, match=r"`resize` must be None or \(height, width\)"):
@@ -372,6 +536,89 @@ def test_a_saved_model_of_integers_is_not_given_rounded_floats(tmp_path):
     teacher.find_out_outputs(np.ones((2, 4), "int32"))
     with pytest.raises(ModelError, match="takes uint8 as input 'x'. Received: float32"):
         teacher.find_out_outputs(np.ones((2, 4), "float32"))
+
+
+def table(path):
+    return tf.raw_ops.InitializeTableFromTextFileV2(
+        table_handle=tf.raw_ops.HashTableV2(key_dtype=tf.int64, value_dtype=tf.string, shared_name="mine"),
+        filename=path,
+        key_index=-1,
+        value_index=-2,
+    )
+
+
+READING = {
+    "InitializeTableFromTextFileV2": table,
+    "GenerateVocabRemapping": lambda path: (
+        tf.raw_ops.GenerateVocabRemapping(
+            new_vocab_file=path, old_vocab_file=path, new_vocab_offset=0, num_new_vocab=1
+        ).num_present.op
+    ),
+    "LoadAndRemapMatrix": lambda path: (
+        tf.raw_ops.LoadAndRemapMatrix(
+            ckpt_path=path,
+            old_tensor_name="x",
+            row_remapping=tf.constant([0], tf.int64),
+            col_remapping=tf.constant([], tf.int64),
+            initializing_values=[],
+            num_rows=1,
+            num_cols=1,
+        ).op
+    ),
+    "FixedUnigramCandidateSampler": lambda path: (
+        tf.raw_ops.FixedUnigramCandidateSampler(
+            true_classes=[[0]], num_true=1, num_sampled=1, unique=False, range_max=1, unigrams=[1.0]
+        ).sampled_candidates.op
+    ),
+    "Abort": lambda path: tf.raw_ops.Abort(error_msg="", exit_without_error=True),
+}
+
+
+@pytest.mark.parametrize("how", ["constant", "captured"])
+@pytest.mark.parametrize("operation", READING)
+def test_a_saved_model_that_reads_files_of_others_or_ends_the_process_is_not_loaded(operation, how, tmp_path):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret\n")
+    captured = tf.constant(str(secret))
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4), name="x")])
+    def outputs(x):
+        with tf.control_dependencies([READING[operation](captured if how == "captured" else tf.constant(str(secret)))]):
+            return tf.identity(x)
+
+    module = tf.Module()
+    module.outputs = outputs
+    tf.saved_model.save(module, str(tmp_path / "model"), signatures=outputs)
+    with pytest.raises(ModelError, match=f"runs the operation {operation}, which is no part of a model's graph"):
+        Teacher(tmp_path / "model")
+
+
+def with_vocabulary(folder):
+    """A SavedModel that looks words up in a file of its own."""
+    (folder / "words.txt").write_text("a\nb\n")
+    inputs = keras.Input((1,), dtype="string")
+    lookup = layers.StringLookup(vocabulary=str(folder / "words.txt"), output_mode="one_hot")
+    model = keras.Model(inputs, layers.Dense(3)(lookup(inputs)))
+    model.export(folder / "model", verbose=False)
+    (folder / "words.txt").unlink()
+    return model, folder / "model"
+
+
+def test_a_saved_model_reads_its_own_vocabulary_and_no_other(tmp_path):
+    model, path = with_vocabulary(tmp_path)
+    words = tf.constant([["b"], ["a"], ["other"]])
+    np.testing.assert_allclose(Teacher(path).logits(words), model(words), **CLOSE)
+    # A copy of a loaded one fills its table by a function within a function.
+    loaded = tf.saved_model.load(str(path))
+    tf.saved_model.save(loaded, str(tmp_path / "again"), signatures=loaded.signatures["serving_default"])
+    np.testing.assert_allclose(Teacher(tmp_path / "again").logits(words), model(words), **CLOSE)
+    message = saved_model_pb2.SavedModel()
+    message.ParseFromString((path / "saved_model.pb").read_bytes())
+    for elsewhere in ("../../secret.txt", str(tmp_path / "secret.txt")):
+        message.meta_graphs[0].asset_file_def[0].filename = elsewhere
+        (path / "saved_model.pb").write_bytes(message.SerializeToString())
+        with pytest.raises(ModelError, match="secret.txt' is outside of its folder"):
+            Teacher(path)
 
 
 @pytest.mark.parametrize("operation", ["PyFunc", "WriteFile", "PrintV2"])

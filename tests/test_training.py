@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import blob_dataset, tiny_cnn, tiny_mlp, whole_and_resumed
 
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
@@ -11,7 +12,7 @@ from tfcompress.techniques.schedules import schedule_from_recipe
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.checkpoint import BestEpoch
 from tfcompress.training.copying import copy_model
-from tfcompress.training.fit import SmoothedCrossentropy, fit
+from tfcompress.training.fit import SmoothedCrossentropy, check_batch_size, distribution_scope, fit
 from tfcompress.training.optimizers import WarmUpThenFall
 
 
@@ -172,6 +173,26 @@ def test_steps_per_execution_must_divide_an_epoch():
     settings = TrainSettings(epochs=1, steps_per_execution=3)
     with pytest.raises(InvalidArgumentError, match=r"a divisor of the 4 steps of an epoch, one of \[1, 2, 4\]"):
         fit(tiny_mlp(), blob_dataset(shape=(8,)), settings, batch_size=32, seed=0)
+
+
+def test_each_replica_has_samples_in_each_step():
+    settings = TrainSettings(epochs=1, strategy="mirrored")
+    with distribution_scope("mirrored"):
+        strategy = tf.distribute.get_strategy()
+    taken = set()
+    for size in (2, 3, 4, 6, 8):
+        batches = strategy.experimental_distribute_dataset(tf.data.Dataset.range(7).batch(size))
+        counts = [[len(part) for part in strategy.experimental_local_results(batch)] for batch in batches]
+        check_batch_size(TrainSettings(epochs=1), 7, size)
+        if len(set(counts[0])) == 1 and all(0 not in batch for batch in counts):
+            check_batch_size(settings, 7, size)
+            taken.add(size)
+            continue
+        with pytest.raises(InvalidArgumentError, match=rf"`batch_size` must be a multiple of 2 .* Received: {size}\."):
+            check_batch_size(settings, 7, size)
+    assert taken == {4}
+    with pytest.raises(InvalidArgumentError, match=r"near are \[30, 32\]. Received: 31"):
+        fit(tiny_mlp(), blob_dataset(shape=(8,)), settings, batch_size=31, seed=0)
 
 
 def test_several_steps_per_execution_train_as_single_ones():

@@ -16,6 +16,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+# How the names begin that files and folders are written under. One that was killed leaves them.
+UNFINISHED = ".writing-"
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -40,7 +43,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=path.parent))
     try:
         temporary = scratch / path.name
         yield temporary

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from tfcompress.data.augment import Augmentation
 from tfcompress.data.checks import check_labels, check_samples, check_sizes
-from tfcompress.data.dataset import Dataset, Split, check_range
-from tfcompress.data.holdout import hold_out
+from tfcompress.data.dataset import Dataset, check_range
+from tfcompress.data.holdout import hold_out, leave_out_labels
+from tfcompress.data.split import UNLABELLED, Split
 from tfcompress.errors import DataError, InvalidArgumentError
 
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -31,6 +32,7 @@ def from_arrays(
     class_names: Sequence[str] | None = None,
     input_range: tuple[float, float] | None = None,
     augmentation: Augmentation | None = None,
+    unlabelled: float | np.ndarray | None = None,
 ) -> Dataset:
     """Makes a `Dataset` of arrays.
 
@@ -50,6 +52,9 @@ def from_arrays(
         input_range: What uint8 pixels are mapped to, (0, 1) if None. For other types, the range that the values must
             lie in; None takes the smallest and the largest training value.
         augmentation: Random changes of training images, or None.
+        unlabelled: Training samples that have no labels, shape `(samples, ...)`, or the share of each class of the
+            training samples whose labels are left out, in (0, 1), as of `validation`; only a student under a teacher
+            sees them (`Dataset.taught`). None has no such samples.
 
     Returns:
         The data, with the arrays copied into TensorFlow once.
@@ -82,11 +87,17 @@ def from_arrays(
         kept, held = hold_out(y, fraction, name=split)
         checked["train"], checked[split] = (x[kept], y[kept]), (x[held], y[held])
     check_sizes(name, {split: len(y) for split, (_, y) in checked.items()})
+    if unlabelled is not None and not isinstance(unlabelled, (int, float)):
+        checked["unlabelled"] = _without_labels(f"Data set {name!r}, unlabelled samples", np.asarray(unlabelled))
     _check_alike(name, checked)
     input_range, stored_range = _ranges(name, checked, input_range)
+    if isinstance(unlabelled, (int, float)):
+        checked["train"], checked["unlabelled"] = leave_out_labels(name, *checked["train"], unlabelled)
+    splits = {split: array_split(*arrays) for split, arrays in checked.items()}
     return Dataset(
         name=name,
-        splits={split: array_split(*checked[split]) for split in ("train", "validation", "test")},
+        unlabelled=splits.pop("unlabelled", None),
+        splits=splits,
         num_classes=classes,
         class_names=tuple(class_names) if class_names is not None else tuple(str(i) for i in range(classes)),
         input_range=input_range,
@@ -109,14 +120,23 @@ def _count_classes(num_classes: int | None, class_names: Sequence[str] | None) -
     return num_classes
 
 
+def _without_labels(where: str, x: np.ndarray) -> Arrays:
+    return _check_values(where, x), np.full(len(x), UNLABELLED, np.int32)
+
+
 def _check(where: str, x: np.ndarray, y: np.ndarray, num_classes: int | None) -> Arrays:
+    x = _check_values(where, x)
+    return x, check_labels(y, len(x), num_classes, where)
+
+
+def _check_values(where: str, x: np.ndarray) -> np.ndarray:
     check_samples(x, where)
     if x.dtype != np.uint8:
         # Before the check for infinity is over: a float64 beyond float32's range becomes infinite only here.
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
         check_samples(x, where)
-    return x, check_labels(y, len(x), num_classes, where)
+    return x
 
 
 def _check_alike(name: str, checked: dict[str, Arrays]) -> None:
@@ -159,4 +179,5 @@ def _ranges(
 
 def array_split(x: np.ndarray, y: np.ndarray) -> Split:
     """The `Split` that holds checked arrays: x of shape `(samples, ...)` as stored, y int32 of shape `(samples,)`."""
-    return Split(tf.data.Dataset.from_tensor_slices((x, y)), size=len(y), resident=True)
+    labelled = bool((y != UNLABELLED).all())
+    return Split(tf.data.Dataset.from_tensor_slices((x, y)), size=len(y), resident=True, labelled=labelled)

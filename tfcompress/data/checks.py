@@ -99,6 +99,15 @@ def check_sizes(name: str, sizes: Mapping[str, int]) -> None:
         )
 
 
+def check_some_labelled(name: str, labelled: int, unlabelled: int) -> None:
+    """Raises `DataError` unless some training samples keep their labels and some don't."""
+    if not (labelled and unlabelled):
+        raise DataError(
+            f"Data set {name!r}: of the training samples some must have labels, and some none where `unlabelled` is a "
+            f"share. Give another share. Received: {labelled} samples with labels and {unlabelled} without."
+        )
+
+
 def check_labels_in_stream(stream: tf.data.Dataset, num_classes: int, where: str) -> tf.data.Dataset:
     """The same samples `(x, y)`, with each label checked as it passes.
 

@@ -2,8 +2,9 @@
 
 Invariant: the order and the augmentation of a training epoch are a pure function of (seed, epoch), so that a run
 resumed at epoch k sees bit by bit what the uninterrupted run saw; evaluation passes have one fixed order and are never
-augmented. Pixels stay in the type in which they are stored (uint8 for images) until they leave in a batch. Left out:
-where samples come from; `arrays`, `folder`, `digits` and `tfds_source` build the splits.
+augmented. Samples without labels are in no split but that of `taught`. Pixels stay in the type in which they are stored
+(uint8 for images) until they leave in a batch. Left out: where samples come from; `arrays`, `folder`, `digits` and
+`tfds_source` build the splits.
 """
 
 from __future__ import annotations
@@ -17,54 +18,14 @@ from typing import Any
 import tensorflow as tf
 
 from tfcompress.data.augment import Augmentation, stream_seed
+from tfcompress.data.split import Split, mixed_in
 from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError
 
 SPLITS = ("train", "validation", "test")
 
-# A split up to this size is kept in memory and shuffled completely; a larger one is read anew in each epoch and
-# shuffled through a buffer of this size.
-MEMORY_BYTES = 256 * 2**20
-
 _ORDER = 0  # the purpose of an epoch's order, beside those of augment.py
 _FIXED_SEED = 1  # any number but 0, for which TensorFlow compares seeds in Python
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """The samples of one split, as they are stored.
-
-    Args:
-        stream: Samples `(x, y)`: x of static shape in its stored type, y an int32 scalar; the same order in each pass.
-        size: Number of samples, at least 1.
-        resident: Whether `stream` reads from memory already, and a cache would only keep a second copy.
-    """
-
-    stream: tf.data.Dataset
-    size: int
-    resident: bool = False
-
-    @property
-    def sample_bytes(self) -> int:
-        """Bytes of one stored x."""
-        spec = self.stream.element_spec[0]
-        return max(1, spec.shape.num_elements() * spec.dtype.size)
-
-    @property
-    def fits_memory(self) -> bool:
-        """Whether the whole split is small enough to be kept in memory."""
-        return self.size * self.sample_bytes <= MEMORY_BYTES
-
-    @property
-    def shuffle_buffer(self) -> int:
-        """Number of samples to shuffle among."""
-        # One more than there are samples: the first step then reads to the end, which is what completes the cache.
-        return self.size + 1 if self.fits_memory else max(1, MEMORY_BYTES // self.sample_bytes)
-
-    @functools.cached_property
-    def samples(self) -> tf.data.Dataset:
-        """`stream`, kept in memory after its first complete pass where it fits; all readers share that one cache."""
-        return self.stream.cache() if self.fits_memory and not self.resident else self.stream
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,9 +44,12 @@ class Dataset:
         stored_range: The (low, high) of stored values that becomes `input_range`, such as (0, 255); None leaves values
             as they are.
         augmentation: Random changes of training images, or None.
+        unlabelled: Training samples that nobody has labelled, or None. Only what a teacher teaches sees them, as
+            `taught`.
 
     Raises:
-        InvalidArgumentError: If an argument is out of its range, or the augmentation doesn't fit the samples.
+        InvalidArgumentError: If an argument is out of its range, or the augmentation or the samples without labels
+            don't fit the samples.
 
     Example:
         >>> from tfcompress.data import load_dataset
@@ -104,6 +68,7 @@ class Dataset:
     input_range: tuple[float, float] = (0.0, 1.0)
     stored_range: tuple[float, float] | None = None
     augmentation: Augmentation | None = None
+    unlabelled: Split | None = None
 
     def __post_init__(self):
         if set(self.splits) != set(SPLITS):
@@ -113,6 +78,8 @@ class Dataset:
             raise InvalidArgumentError("class_names", f"{self.num_classes} names, one for each class", self.class_names)
         if self.augmentation is not None:
             self.augmentation.check_fits(self.input_shape)
+        if self.unlabelled is not None:
+            self._check_unlabelled(self.unlabelled)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -123,6 +90,24 @@ class Dataset:
     def sizes(self) -> dict[str, int]:
         """Number of samples in each split."""
         return {name: self.splits[name].size for name in SPLITS}
+
+    @functools.cached_property
+    def taught(self) -> Dataset:
+        """The same data as a student under a teacher sees it: samples without labels are among the training samples.
+
+        Their label is -1, which is none: losses and metrics on labels must leave it out. They are evenly spread over
+        the fixed order of the training samples. Where there are none, this is the data itself.
+
+        Example:
+            >>> from tfcompress.data import load_dataset
+            >>> data = load_dataset("digits", unlabelled=0.9)
+            >>> data.sizes["train"], data.taught.sizes["train"]
+            (129, 1295)
+        """
+        if self.unlabelled is None:
+            return self
+        train = mixed_in(self.splits["train"], self.unlabelled)
+        return dataclasses.replace(self, splits={**self.splits, "train": train}, unlabelled=None)
 
     @property
     def train(self) -> tf.data.Dataset:
@@ -302,6 +287,16 @@ class Dataset:
             return self._to_input(x, y)
 
         return show
+
+    def _check_unlabelled(self, unlabelled: Split) -> None:
+        """Raises an `InvalidArgumentError` unless these are samples as those of training are, with no labels."""
+        expected = self.splits["train"].stream.element_spec
+        if unlabelled.labelled or unlabelled.stream.element_spec != expected:
+            raise InvalidArgumentError(
+                "unlabelled",
+                f"None or a Split with labelled=False of samples {expected}, as those of training are",
+                (unlabelled.stream.element_spec, f"labelled={unlabelled.labelled}"),
+            )
 
     def _mapped(self, split: str) -> tf.data.Dataset:
         return self.splits[split].samples.map(self._to_input, num_parallel_calls=tf.data.AUTOTUNE)

@@ -19,7 +19,7 @@ import numpy as np
 from tfcompress.data.arrays import array_split
 from tfcompress.data.augment import Augmentation
 from tfcompress.data.dataset import Dataset, check_limit
-from tfcompress.data.holdout import hold_out
+from tfcompress.data.holdout import hold_out, leave_out_labels
 
 _TEST_FRACTION = 0.2
 _STORED_RANGE = (0.0, 16.0)  # a pixel counts the black ones among 4x4 of the original scan
@@ -31,6 +31,7 @@ def load_digits(
     augmentation: Augmentation | None = None,
     validation_fraction: float = 0.1,
     limit_train: int | None = None,
+    unlabelled: float | None = None,
 ) -> Dataset:
     """Loads the embedded digits: 8x8 pixels, one channel, ten classes.
 
@@ -39,6 +40,7 @@ def load_digits(
         augmentation: Random changes of training images, or None.
         validation_fraction: Share of each class's training samples that becomes the validation split, in (0, 1).
         limit_train: Train on this many samples only, the first ones; None takes all.
+        unlabelled: Share of each class of these whose labels are left out, in (0, 1); None leaves out none.
 
     Returns:
         The data: 359 test samples; the others are training and validation samples.
@@ -58,9 +60,14 @@ def load_digits(
     train, validation = remaining[kept], remaining[held]
     check_limit(limit_train, len(train))
     chosen = {"train": train[:limit_train], "validation": validation, "test": test}
+    arrays = {split: (images[indices], labels[indices]) for split, indices in chosen.items()}
+    if unlabelled is not None:
+        arrays["train"], arrays["unlabelled"] = leave_out_labels("digits", *arrays["train"], unlabelled)
+    splits = {split: array_split(*pair) for split, pair in arrays.items()}
     return Dataset(
         name="digits",
-        splits={split: array_split(images[indices], labels[indices]) for split, indices in chosen.items()},
+        unlabelled=splits.pop("unlabelled", None),
+        splits=splits,
         num_classes=10,
         class_names=tuple("0123456789"),
         input_range=input_range,

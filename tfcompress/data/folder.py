@@ -16,15 +16,16 @@ import tensorflow as tf
 
 from tfcompress.data.augment import Augmentation
 from tfcompress.data.checks import check_sizes
-from tfcompress.data.dataset import SPLITS, Dataset, Split
-from tfcompress.data.holdout import hold_out
+from tfcompress.data.dataset import SPLITS, Dataset
+from tfcompress.data.holdout import hold_out, leave_out_labels
 from tfcompress.data.images import check_image_size, resize
+from tfcompress.data.split import UNLABELLED, Split
 from tfcompress.errors import DataError, InvalidArgumentError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 _CLUTTER = ("Thumbs.db", "desktop.ini")  # left by file browsers, as hidden files are
 
-Files = tuple[list[str], np.ndarray]  # paths, and the class number of each
+Files = tuple[np.ndarray, np.ndarray]  # paths, and the class number of each
 
 
 def from_folder(
@@ -37,6 +38,7 @@ def from_folder(
     name: str | None = None,
     input_range: tuple[float, float] = (0.0, 1.0),
     augmentation: Augmentation | None = None,
+    unlabelled: float | str | os.PathLike | None = None,
 ) -> Dataset:
     """Makes a `Dataset` of image files (PNG, JPEG, BMP, GIF: its first frame).
 
@@ -54,6 +56,9 @@ def from_folder(
         name: What reports call the data. None takes the folder's name.
         input_range: The (low, high) that pixels are mapped to.
         augmentation: Random changes of training images, or None.
+        unlabelled: Training images without labels, which only a student under a teacher sees (`Dataset.taught`): a
+            folder of image files, which may lie in `path`, or the share of each class's training images whose labels
+            are left out, in (0, 1). None has none.
 
     Returns:
         The data.
@@ -82,16 +87,22 @@ def from_folder(
     if not root.is_dir():
         raise DataError(f"There is no folder {str(root)!r}. Pass the folder that holds one folder for each class.")
     name = name or root.resolve().name
-    class_names, files = _find(root)
+    extra = None if unlabelled is None or isinstance(unlabelled, (int, float)) else Path(unlabelled)
+    class_names, files = _find(root, extra)
     for split, fraction in (("test", test), ("validation", validation)):
         if split not in files:
             files["train"], files[split] = _hold_out(files["train"], fraction, split)
     check_sizes(name, {split: len(paths) for split, (paths, _) in files.items()})
-    splits = {split: _split(files[split], size, channels) for split in SPLITS}
-    for split in SPLITS:
+    if extra is not None:
+        files["unlabelled"] = _list_unlabelled(extra)
+    elif isinstance(unlabelled, (int, float)):
+        files["train"], files["unlabelled"] = leave_out_labels(name, *files["train"], unlabelled)
+    splits = {split: _split(listed, size, channels) for split, listed in files.items()}
+    for split in splits:
         _read_once(splits[split], files[split][0], channels)
     return Dataset(
         name=name,
+        unlabelled=splits.pop("unlabelled", None),
         splits=splits,
         num_classes=len(class_names),
         class_names=class_names,
@@ -101,9 +112,10 @@ def from_folder(
     )
 
 
-def _find(root: Path) -> tuple[tuple[str, ...], dict[str, Files]]:
+def _find(root: Path, unlabelled: Path | None) -> tuple[tuple[str, ...], dict[str, Files]]:
     """The class names, and the files of each split that has a folder ("train" if none has)."""
-    inside = _folders(root)
+    apart = None if unlabelled is None else unlabelled.resolve()
+    inside = [name for name in _folders(root) if (root / name).resolve() != apart]
     if not inside:
         raise DataError(f"The folder {str(root)!r} holds no folders. Put the images of each class in one of its own.")
     if "train" not in inside:
@@ -137,23 +149,45 @@ def _list_files(root: Path, folder: Path, class_names: list[str]) -> Files:
         raise DataError(f"{str(folder)!r} must hold the folders of at least two classes. Received: {class_names}.")
     found = []
     for number, class_name in enumerate(class_names):
-        entries = (folder / class_name).iterdir() if (folder / class_name).is_dir() else ()
-        images = [e for e in entries if not e.name.startswith(".") and e.name not in _CLUTTER]
-        for image in images:
-            if not image.is_file() or image.suffix.lower() not in SUFFIXES:
-                raise DataError(f"{str(image)!r} is not an image file ({', '.join(SUFFIXES)}). Move it elsewhere.")
+        images = _images(folder / class_name) if (folder / class_name).is_dir() else []
         if not images and folder.name != "validation" and folder.name != "test":
             raise DataError(f"The class {class_name!r} has no images in {str(folder)!r}.")
         found += [(image, number) for image in images]
     # By a hash of the name: the same on each machine, and the first samples are of all classes.
-    found.sort(key=lambda item: hashlib.sha256(item[0].relative_to(root).as_posix().encode()).digest())
-    return [str(image) for image, _ in found], np.array([number for _, number in found], np.int32)
+    found.sort(key=lambda item: _place(item[0], root))
+    return _paths([image for image, _ in found]), np.array([number for _, number in found], np.int32)
+
+
+def _list_unlabelled(folder: Path) -> Files:
+    """The images that lie in a folder, of no class."""
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {str(folder)!r}. Pass the folder that holds images without labels.")
+    images = sorted(_images(folder), key=lambda image: _place(image, folder))
+    if not images:
+        raise DataError(f"The folder {str(folder)!r} holds no images. Leave out `unlabelled` where there are none.")
+    return _paths(images), np.full(len(images), UNLABELLED, np.int32)
+
+
+def _images(folder: Path) -> list[Path]:
+    images = [e for e in folder.iterdir() if not e.name.startswith(".") and e.name not in _CLUTTER]
+    for image in images:
+        if not image.is_file() or image.suffix.lower() not in SUFFIXES:
+            raise DataError(f"{str(image)!r} is not an image file ({', '.join(SUFFIXES)}). Move it elsewhere.")
+    return images
+
+
+def _place(image: Path, root: Path) -> bytes:
+    return hashlib.sha256(image.relative_to(root).as_posix().encode()).digest()
+
+
+def _paths(images: list[Path]) -> np.ndarray:
+    return np.array([str(image) for image in images], object)
 
 
 def _hold_out(files: Files, fraction: float, name: str) -> tuple[Files, Files]:
     paths, labels = files
     kept, held = hold_out(labels, fraction, name=name)
-    return ([paths[i] for i in kept], labels[kept]), ([paths[i] for i in held], labels[held])
+    return (paths[kept], labels[kept]), (paths[held], labels[held])
 
 
 def _split(files: Files, size: tuple[int, int], channels: int) -> Split:
@@ -162,7 +196,7 @@ def _split(files: Files, size: tuple[int, int], channels: int) -> Split:
 
     paths, labels = files
     stream = tf.data.Dataset.from_tensor_slices((paths, labels)).map(read, num_parallel_calls=tf.data.AUTOTUNE)
-    return Split(stream, size=len(paths))
+    return Split(stream, size=len(paths), labelled=bool((labels != UNLABELLED).all()))
 
 
 def _decode(path: tf.Tensor, channels: int) -> tf.Tensor:
@@ -176,7 +210,7 @@ def _decode(path: tf.Tensor, channels: int) -> tf.Tensor:
     return tf.ensure_shape(image, (None, None, channels))
 
 
-def _read_once(split: Split, paths: list[str], channels: int) -> None:
+def _read_once(split: Split, paths: np.ndarray, channels: int) -> None:
     """Decodes every image, which also fills the cache of a split that is kept in memory."""
     try:
         split.samples.reduce(np.int64(0), lambda count, _: count + 1)
@@ -184,7 +218,7 @@ def _read_once(split: Split, paths: list[str], channels: int) -> None:
         raise _unreadable(paths, channels, error) from error
 
 
-def _unreadable(paths: list[str], channels: int, error: tf.errors.OpError) -> DataError:
+def _unreadable(paths: np.ndarray, channels: int, error: tf.errors.OpError) -> DataError:
     """Finds the file that `error` is about: TensorFlow doesn't name it."""
     for path in paths:
         try:

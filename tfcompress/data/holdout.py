@@ -1,4 +1,4 @@
-"""Which samples of a set are held out for validation or test, when it comes without a split of its own.
+"""Which samples of a set are held out for validation or test, or lose their labels, when it comes without such splits.
 
 Invariant: the choice depends on the labels, their order and the fraction only; no seed changes it, so results of
 different runs stay comparable, and no test sample ever slips into training. Left out: groups that must stay together
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfcompress.data.checks import check_some_labelled
+from tfcompress.data.split import UNLABELLED
 from tfcompress.errors import InvalidArgumentError
 
 
@@ -43,3 +45,26 @@ def hold_out(labels: np.ndarray, fraction: float, *, name: str = "fraction") -> 
         spread = (2 * np.arange(count) + 1) * len(members) // max(1, 2 * count)
         held[members[spread]] = True
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def leave_out_labels(
+    name: str, x: np.ndarray, y: np.ndarray, share: float
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Parts samples in those that keep their labels and those that don't.
+
+    Args:
+        name: What the data is called.
+        x: Samples, or whatever else there is one of for each label.
+        y: Class of each sample.
+        share: Share of each class that has no labels from now on, in (0, 1).
+
+    Returns:
+        Both as `(x, y)`; labels that are left out are -1.
+
+    Raises:
+        DataError: If either part is empty.
+        InvalidArgumentError: If `share` is out of its range.
+    """
+    kept, left_out = hold_out(y, share, name="unlabelled")
+    check_some_labelled(name, len(kept), len(left_out))
+    return (x[kept], y[kept]), (x[left_out], np.full(len(left_out), UNLABELLED, np.int32))

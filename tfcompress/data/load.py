@@ -25,6 +25,7 @@ def load_dataset(
     validation_fraction: float = 0.1,
     limit_train: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    unlabelled: float | str | None = None,
 ) -> Dataset:
     """Loads a data set by name.
 
@@ -38,6 +39,9 @@ def load_dataset(
         validation_fraction: Share of the training samples that becomes the validation split, in (0, 1).
         limit_train: Train on this many samples only, the first ones; None takes all.
         image_size: Resize the images of a TFDS set to this (height, width) in pixels, or to a square.
+        unlabelled: Training samples without labels, which only a student under a teacher sees (`Dataset.taught`): the
+            name of a split of a TFDS set, such as "unlabelled" of "stl10", or the share of the training samples
+            whose labels are left out, in (0, 1). None has none.
 
     Returns:
         The data.
@@ -62,12 +66,16 @@ def load_dataset(
             validation_fraction=validation_fraction,
             limit_train=limit_train,
             image_size=image_size,
+            unlabelled=unlabelled,
         )
     if image_size is not None:
         raise InvalidArgumentError("image_size", "None for 'digits', whose images are 8x8", image_size)
+    if isinstance(unlabelled, str):
+        raise InvalidArgumentError("unlabelled", "None or a share in (0, 1) for 'digits'", unlabelled)
     return load_digits(
         input_range=input_range,
         augmentation=augmentation,
         validation_fraction=validation_fraction,
         limit_train=limit_train,
+        unlabelled=unlabelled,
     )

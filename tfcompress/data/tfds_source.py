@@ -20,9 +20,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.data.augment import Augmentation
-from tfcompress.data.checks import check_first_sample, check_labels_in_stream, check_sizes
-from tfcompress.data.dataset import Dataset, Split, check_limit
+from tfcompress.data.checks import check_first_sample, check_labels_in_stream, check_sizes, check_some_labelled
+from tfcompress.data.dataset import Dataset, check_limit
 from tfcompress.data.images import check_image_size, resize
+from tfcompress.data.split import UNLABELLED, Split
 from tfcompress.errors import DataError, InvalidArgumentError
 
 _NAME = re.compile(r"(?P<name>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -38,6 +39,7 @@ def load_tfds(
     validation_fraction: float = 0.1,
     limit_train: int | None = None,
     image_size: int | tuple[int, int] | None = None,
+    unlabelled: float | str | None = None,
 ) -> Dataset:
     """Opens an image classification set of TFDS.
 
@@ -55,6 +57,8 @@ def load_tfds(
         validation_fraction: Share of "train" that becomes the validation split, in (0, 1).
         limit_train: Train on this many samples only, the first ones; None takes all.
         image_size: Resize images to this (height, width) in pixels, or to a square. Needed where they vary in size.
+        unlabelled: Training samples without labels: the name of an official split, such as "unlabelled" of "stl10",
+            or the share of the training samples whose labels are left out, the last ones, in (0, 1). None has none.
 
     Returns:
         The data.
@@ -80,14 +84,18 @@ def load_tfds(
     builder = _open(match, data_dir, download)
     num_classes, class_names = _check_features(name, builder.info, size)
     slices, sizes = _slices(name, builder.info, validation_fraction, limit_train)
+    if unlabelled is not None:
+        _slice_unlabelled(name, builder.info, unlabelled, slices, sizes)
     splits = {}
     for split, part in slices.items():
         where = f"Data set {name!r}, {split} split"
-        stream = check_labels_in_stream(_stream(builder, part, size), num_classes, where)
+        stream, labelled = _stream(builder, part, size), split != "unlabelled"
+        stream = check_labels_in_stream(stream, num_classes, where) if labelled else _without_labels(stream)
         check_first_sample(stream, where)
-        splits[split] = Split(stream, size=sizes[split])
+        splits[split] = Split(stream, size=sizes[split], labelled=labelled)
     return Dataset(
         name=name,
+        unlabelled=splits.pop("unlabelled", None),
         splits=splits,
         num_classes=num_classes,
         class_names=class_names,
@@ -200,6 +208,30 @@ def _slices(
     check_limit(limit_train, first_held)
     sizes["train"] = limit_train or first_held
     return {"train": f"train[:{sizes['train']}]", "validation": f"train[{first_held}:]", "test": "test"}, sizes
+
+
+def _slice_unlabelled(
+    name: str, info: Any, unlabelled: float | str, slices: dict[str, str], sizes: dict[str, int]
+) -> None:
+    """Adds the slice "unlabelled": an official split, or the last ones of the training samples."""
+    if isinstance(unlabelled, str):
+        others = sorted(set(info.splits) - {"train", "test"})
+        if unlabelled not in others:
+            what = f"one of the splits {', '.join(others)}, or " if others else ""
+            raise InvalidArgumentError("unlabelled", f"None, {what}a share in (0, 1) for {name!r}", unlabelled)
+        slices["unlabelled"], sizes["unlabelled"] = unlabelled, info.splits[unlabelled].num_examples
+    elif isinstance(unlabelled, bool) or not 0 < unlabelled < 1:
+        raise InvalidArgumentError("unlabelled", "None, the name of a split, or a share in (0, 1)", unlabelled)
+    else:
+        size = sizes["train"]
+        sizes["unlabelled"] = round(size * unlabelled)
+        sizes["train"] = kept = size - sizes["unlabelled"]
+        slices["train"], slices["unlabelled"] = f"train[:{kept}]", f"train[{kept}:{size}]"
+    check_some_labelled(name, sizes["train"], sizes["unlabelled"])
+
+
+def _without_labels(stream: tf.data.Dataset) -> tf.data.Dataset:
+    return stream.map(lambda x, y: (x, tf.constant(UNLABELLED, tf.int32)), num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _stream(builder: Any, part: str, size: tuple[int, int] | None) -> tf.data.Dataset:

@@ -19,25 +19,21 @@ import keras
 from tfcompress import files
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError
-from tfcompress.export import ExportResult, export_tflite
-from tfcompress.export.endpoint import Endpoint
-from tfcompress.export.modes import MODES
 from tfcompress.measure.environment import describe_environment
 from tfcompress.measure.metrics import Metrics
-from tfcompress.pipeline.companions import write_companions
+from tfcompress.pipeline.exports import export_file
 from tfcompress.pipeline.file_figures import RecordedFigures
 from tfcompress.pipeline.inputs import data_key, load_data, model_file_key, model_key, plain, teacher_file_key
 from tfcompress.pipeline.lessons import Lessons
-from tfcompress.pipeline.plan import plan_run, stage_settings
-from tfcompress.pipeline.rows import export_row, keras_row, layer_figures, teacher_row
+from tfcompress.pipeline.plan import plan_run, stage_settings, stage_teaching, together
+from tfcompress.pipeline.rows import keras_row, layer_figures, teacher_row
 from tfcompress.pipeline.stage_store import StageStore, refuse_other_stages, stage_path
-from tfcompress.recipe import Recipe, load_recipe
+from tfcompress.recipe import EnsembleSpec, ModelSpec, Recipe, load_recipe
 from tfcompress.teach_settings import TeachSettings
 from tfcompress.techniques.base import Context, Technique, Trainer
-from tfcompress.techniques.distill import Teacher
+from tfcompress.techniques.distill import Ensemble, Teacher
 from tfcompress.techniques.masks import HoldMasks
 from tfcompress.techniques.quantize import round_biases
-from tfcompress.techniques.quantize.removal import remove_fake_quantization
 from tfcompress.techniques.shared_values import HoldClusters
 from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import TrainResult, fit
@@ -152,7 +148,7 @@ class _Run:
         self._overwrite = overwrite
         self._progress = progress
         self._given = given
-        self._teacher: Teacher | None = None
+        self._teacher: Teacher | Ensemble | None = None
         self._teacher_key = ""
         self._lessons = Lessons(None, data, out, progress=progress)
         self._rows: list[Metrics] = []
@@ -169,7 +165,9 @@ class _Run:
         plan = plan_run(self._recipe, self._data, self._given)
         names = [self._stage_name(index) for index in range(len(plan.techniques))]
         refuse_other_stages(
-            self._out / "stages", ["teacher", *self._assistant_names(), "student", *names], self._overwrite
+            self._out / "stages",
+            ["teacher", *self._member_names(), *self._assistant_names(), "student", *names],
+            self._overwrite,
         )
         self._make_teacher(plan.teacher)
         self._make_assistants(plan.assistants)
@@ -180,19 +178,39 @@ class _Run:
         self._write()
         return RunResult(self._out, model, tuple(self._rows), exports)
 
-    def _make_teacher(self, planned: Teacher | None) -> None:
+    def _make_teacher(self, planned: Teacher | Ensemble | None) -> None:
         spec = self._recipe.teacher
         if self._given is not None:
             self._take_teacher(planned, model_key(self._given))
             self._stage("teacher", files.content_key(self._key, self._teacher_key), lambda store: (self._given, {}))
-        elif spec is not None and spec.file is not None:
+        elif isinstance(spec, EnsembleSpec):
+            members = cast(Ensemble, planned).teachers
+            of_each = enumerate(zip(self._member_names(), spec.teachers, members, strict=True))
+            made = [self._make_one(name, each, cast(Teacher, one), number) for number, (name, each, one) in of_each]
+            key = files.content_key("ensemble", plain(spec.weights), spec.combine, [key for _, key in made])
+            self._take_teacher(together(spec, [teacher for teacher, _ in made]), key)
+            self._measure_teacher("teacher", self._teacher, key, None)
+        elif spec is not None:
+            self._take_teacher(*self._make_one("teacher", spec, cast(Teacher, planned)))
+
+    def _make_one(self, name: str, spec: ModelSpec, planned: Teacher, number: int = 0) -> tuple[Teacher, str]:
+        """A teacher as it teaches, and its key; several of one family differ by their number."""
+        if spec.file is not None:
             file = Path(spec.file)
-            self._take_teacher(planned, teacher_file_key(file, spec))
-            self._file_teacher_row(file)
-        elif spec is not None and spec.train is not None and planned is not None:
-            described = ["teacher", spec.model, dict(spec.arguments), dataclasses.asdict(spec.train)]
-            key = files.content_key(self._key, plain(described))
-            self._take_teacher(Teacher(self._train_first("teacher", key, planned.source, spec.train)), key)
+            key = teacher_file_key(file, spec)
+            self._measure_teacher(name, planned, key, file)
+            return planned, key
+        settings = cast(TrainSettings, spec.train)  # The plan has checked that it has some.
+        described = ["teacher", spec.model, dict(spec.arguments), dataclasses.asdict(settings)]
+        key = files.content_key(self._key, plain(described), *([number] if number else []))
+        # No stage counts so far.
+        seed = 1000 - number if number else 0
+        return Teacher(self._train_first(name, key, planned.source, settings, seed=seed)), key
+
+    def _member_names(self) -> list[str]:
+        spec = self._recipe.teacher
+        count = len(spec.teachers) if isinstance(spec, EnsembleSpec) and self._given is None else 0
+        return [f"teacher-{number}" for number in range(1, count + 1)]
 
     def _make_assistants(self, planned: Sequence[keras.Model]) -> None:
         """Trains one after the other under the one before; the last is the teacher of all that follows."""
@@ -205,22 +223,21 @@ class _Run:
     def _assistant_names(self) -> list[str]:
         return [f"assistant-{number}" for number in range(1, len(self._recipe.assistants) + 1)]
 
-    def _take_teacher(self, teacher: Teacher | None, key: str) -> None:
+    def _take_teacher(self, teacher: Teacher | Ensemble | None, key: str) -> None:
         self._teacher, self._teacher_key = teacher, key
         folder = self._out / "teacher" / files.content_key(key, self._data_key)
         self._lessons = Lessons(teacher, self._data, folder, progress=self._progress)
 
-    def _file_teacher_row(self, file: Path) -> None:
-        """Measures a teacher file, unless that is done."""
-        teacher = cast(Teacher, self._teacher)  # The plan has read it.
+    def _measure_teacher(self, name: str, teacher: Any, key: str, file: Path | None) -> None:
+        """Measures a teacher that is not trained here, unless that is done."""
         started = time.perf_counter()
-        store = self._store("teacher", files.content_key(self._key, self._teacher_key))
+        store = self._store(name, files.content_key(self._key, key))
         record = store.load()
         if record is None:
-            row = teacher_row(teacher, file, self._data, time.perf_counter() - started)
+            row = teacher_row(name, teacher, file, self._data, time.perf_counter() - started)
             record = {"row": row.to_dict()}
             store.save(record)
-        self._note("teacher", record)
+        self._note(name, record)
 
     def _make_student(self, planned: keras.Model | None) -> keras.Model:
         spec = self._recipe.student
@@ -238,12 +255,18 @@ class _Run:
         return planned
 
     def _train_first(
-        self, name: str, key: str, model: keras.Model, settings: TrainSettings, taught: TeachSettings | None = None
+        self,
+        name: str,
+        key: str,
+        model: keras.Model,
+        settings: TrainSettings,
+        taught: TeachSettings | None = None,
+        seed: int = 0,
     ) -> keras.Model:
         """Trains a teacher or student on the labels alone, or an assistant under its teacher."""
 
         def make(store: StageStore) -> tuple[keras.Model, dict]:
-            result = self._fit(name, store, model, settings, seed=self._seed(0), taught=taught, callbacks=None)
+            result = self._fit(name, store, model, settings, seed=self._seed(seed), taught=taught, callbacks=None)
             return result.model, result.history
 
         return self._stage(name, key, make)
@@ -253,7 +276,7 @@ class _Run:
 
     def _run_stage(self, index: int, technique: Technique, model: keras.Model) -> keras.Model:
         name, spec = self._stage_name(index), self._recipe.stages[index]
-        taught = technique.teaching() if spec.teach is None else spec.teach
+        taught = stage_teaching(spec, technique)
         settings = stage_settings(spec, technique)
         if settings is None:
             raise self._recipe.source.error(("stages", index, spec.technique, "train"), "is missing.")
@@ -282,6 +305,7 @@ class _Run:
 
             context = Context(
                 data=self._data,
+                taught=taught is not None,
                 settings=settings,
                 batch_size=self._recipe.data.batch_size,
                 seed=self._seed(index + 1),
@@ -331,7 +355,7 @@ class _Run:
             return held + (list(callbacks(replica)) if callbacks is not None else [])
 
         lesson = self._lessons.lesson(taught, seed)
-        return fit(model, self._data, settings, callbacks=all_callbacks, **lesson._asdict(), **common)
+        return fit(model, settings=settings, callbacks=all_callbacks, **lesson._asdict(), **common)
 
     def _seed(self, number: int) -> int:
         """The seed of a stage by its number; teacher and student have 0. No two stages share an order of samples."""
@@ -369,27 +393,10 @@ class _Run:
 
     def _export(self, model: keras.Model) -> dict[str, Path]:
         paths: dict[str, Path] = {}
-        bits = Endpoint(model).activation_bits
         for spec in self._recipe.export:
-            started = time.perf_counter()
-            path = self._out / "export" / f"model_{spec.mode}.tflite"
-            exported: ExportResult = export_tflite(
-                model if MODES[spec.mode].takes_ranges == bits else remove_fake_quantization(model),
-                path,
-                mode=spec.mode,
-                io=spec.io,
-                calibration=self._data,
-                class_names=self._data.class_names,
-                simplify=spec.simplify,
-            )
-            write_companions(exported, spec.target, self._data)
-            row = export_row(f"export-{spec.mode}", exported, model, self._data, time.perf_counter() - started)
-            self._rows.append(row)
-            # A run's folder may move, so what is in it is named from there.
-            here = {"path": path, "labels_path": exported.labels_path}
-            named = {key: str(value.relative_to(self._out)) for key, value in here.items() if value is not None}
-            self._exports[spec.mode] = {**exported.to_dict(), **named}
-            paths[spec.mode] = path
+            exported = export_file(spec, model, self._data, self._out)
+            self._rows.append(exported.row)
+            self._exports[spec.mode], paths[spec.mode] = exported.described, exported.path
         return paths
 
     def _write(self) -> None:

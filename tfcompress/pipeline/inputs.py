@@ -39,6 +39,7 @@ def load_data(spec: DataSpec) -> Dataset:
             validation=spec.validation_fraction,
             input_range=spec.input_range,
             augmentation=augmentation,
+            unlabelled=spec.unlabelled,
         )
     return load_dataset(
         str(spec.name),
@@ -49,6 +50,7 @@ def load_data(spec: DataSpec) -> Dataset:
         validation_fraction=spec.validation_fraction,
         limit_train=spec.limit_train,
         image_size=spec.image_size,
+        unlabelled=spec.unlabelled,
     )
 
 
@@ -60,14 +62,21 @@ def data_key(spec: DataSpec, data: Dataset) -> str:
     asked = {
         name: value
         for name, value in dataclasses.asdict(spec).items()
-        if name not in ("data_dir", "download", "folder")
+        if name not in ("data_dir", "download", "folder", "unlabelled")
     }
     # The data of a caller of `compress` is not what the recipe asked for.
-    given = [data.name, data.sizes, data.input_range, data.augmentation and dataclasses.asdict(data.augmentation)]
+    given: list[Any] = [
+        data.name,
+        data.sizes,
+        data.input_range,
+        data.augmentation and dataclasses.asdict(data.augmentation),
+    ]
     samples = []
     for split in data.sizes:
         limit = None if data.splits[split].resident else SAMPLES_IN_KEY
         samples += [np.asarray(part).tobytes() for batch in data.batches(split, 256, limit=limit) for part in batch]
+    if data.unlabelled is not None:
+        given += [data.unlabelled.size, data.unlabelled.key(None if data.unlabelled.resident else SAMPLES_IN_KEY)]
     return files.content_key(plain(asked), plain(given), *samples)
 
 

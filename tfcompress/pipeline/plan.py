@@ -7,6 +7,7 @@ here, which names the recipe's key. Left out: training (`execute.py`), and what 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError, ModelError, TFCompressError
 from tfcompress.measure.tflite_runner import TFLiteRunner
 from tfcompress.models import FAMILIES
-from tfcompress.recipe import ModelSpec, Recipe, build_technique, check_arguments
+from tfcompress.recipe import EnsembleSpec, ModelSpec, Recipe, build_technique, check_arguments
+from tfcompress.recipe.source import KeyPath
 from tfcompress.recipe.specs import AssistantSpec, StageSpec, stage_path
 from tfcompress.teach_settings import TeachSettings
 from tfcompress.techniques.base import Technique
-from tfcompress.techniques.distill import Teacher
+from tfcompress.techniques.distill import Ensemble, Teacher
 from tfcompress.techniques.distill.by_name import teaching
 from tfcompress.techniques.distill.features.comparison import Comparison, tap_teacher
 from tfcompress.techniques.distill.saved_model import SavedModel
 from tfcompress.train_settings import TrainSettings
-from tfcompress.training.fit import check_steps_per_execution
+from tfcompress.training.fit import check_batch_size, check_steps_per_execution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Plan:
 
     Args:
         techniques: The technique of each stage.
-        teacher: The teacher, not trained yet where the recipe trains it; `None` if there is none.
+        teacher: The teacher, or several, not trained yet where the recipe trains them; `None` if there is none.
         assistants: The networks between teacher and student, not trained yet.
         student: The student, not trained yet where the recipe trains it; `None` if the teacher is what is compressed.
     """
 
     techniques: tuple[Technique, ...]
-    teacher: Teacher | None
+    teacher: Teacher | Ensemble | None
     assistants: tuple[keras.Model, ...]
     student: keras.Model | None
 
@@ -61,16 +63,18 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
     """
     techniques = tuple(build_technique(recipe, index) for index in range(len(recipe.stages)))
     teacher = _teacher(recipe, data) if given is None else _given_teacher(given, data)
-    student = _student(recipe, data, teacher)
+    student = _student(recipe, data)
     assistants = _assistants(recipe, data, teacher, student)
     if student is not None:
         compressed = student
-    elif teacher is not None and isinstance(teacher.source, keras.Model):
+    elif isinstance(teacher, Teacher) and isinstance(teacher.source, keras.Model):
         compressed = teacher.source
     else:
-        kind = (
-            "a SavedModel without layers" if teacher and isinstance(teacher.source, SavedModel) else "a .tflite teacher"
-        )
+        kind = "a .tflite teacher"
+        if isinstance(teacher, Ensemble):
+            kind = "an ensemble"
+        elif teacher is not None and isinstance(teacher.source, SavedModel):
+            kind = "a SavedModel without layers"
         raise recipe.source.error(
             ("student",), f"is missing; {kind} can teach, but only a Keras model can be compressed."
         )
@@ -81,6 +85,12 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
         path = stage_path(recipe, quantized[1])
         raise recipe.source.error(path, "must be the only stage of its kind; the model is quantization-aware already.")
     last = Teacher(assistants[-1]) if assistants else teacher
+    if data.unlabelled is not None and not (assistants or any(map(stage_teaching, recipe.stages, techniques))):
+        raise recipe.source.error(
+            ("stages",),
+            "learn from no teacher, and nothing else sees samples without labels. Give a stage `teach: {}`, or leave "
+            "out `data.unlabelled`.",
+        )
     for index in range(len(techniques)):
         _check_stage(recipe, index, techniques[: index + 1], last, compressed, data)
     return Plan(techniques, teacher, assistants, student)
@@ -89,6 +99,11 @@ def plan_run(recipe: Recipe, data: Dataset, given: keras.Model | None = None) ->
 def stage_settings(stage: StageSpec, technique: Technique) -> TrainSettings | None:
     """How a stage trains; one whose technique doesn't is the same under all settings."""
     return stage.train if technique.trains else TrainSettings(epochs=1)
+
+
+def stage_teaching(stage: StageSpec, technique: Technique) -> TeachSettings | None:
+    """How a stage is taught; `None` if it trains on labels alone."""
+    return technique.teaching() if stage.teach is None else stage.teach
 
 
 def _given_teacher(model: keras.Model, data: Dataset) -> Teacher:
@@ -107,7 +122,7 @@ def _given_teacher(model: keras.Model, data: Dataset) -> Teacher:
 
 def _check_takes_data(recipe: Recipe, data: Dataset) -> None:
     """Raises a `RecipeError` if the teacher, which is what is compressed, does not see the data as it is."""
-    spec = recipe.teacher
+    spec = recipe.teacher if isinstance(recipe.teacher, ModelSpec) else None
     for name, instead in (("input_range", "set `data.input_range`"), ("resize", "set `data.image_size`")):
         own = None if spec is None else getattr(spec, name)
         of_data = data.input_range if name == "input_range" else data.input_shape[:2]
@@ -119,36 +134,51 @@ def _check_takes_data(recipe: Recipe, data: Dataset) -> None:
         raise recipe.source.error(("teacher", "class_map"), "must be left out where the teacher itself is compressed.")
 
 
-def _teacher(recipe: Recipe, data: Dataset) -> Teacher | None:
+def _teacher(recipe: Recipe, data: Dataset) -> Teacher | Ensemble | None:
     spec = recipe.teacher
     if spec is None:
         return None
+    if isinstance(spec, ModelSpec):
+        return _one_teacher(("teacher",), spec, recipe, data)
+    members = [
+        _one_teacher(("teacher", "teachers", number), member, recipe, data, number)
+        for number, member in enumerate(spec.teachers)
+    ]
+    return together(spec, members)
+
+
+def together(spec: EnsembleSpec, members: Sequence[Teacher | Ensemble]) -> Ensemble:
+    """The teachers of an ensemble, as one."""
+    return Ensemble(list(members), weights=spec.weights and list(spec.weights), combine=spec.combine)
+
+
+def _one_teacher(path: KeyPath, spec: ModelSpec, recipe: Recipe, data: Dataset, number: int = 0) -> Teacher:
     if spec.file is None:
         if spec.train is None:
-            raise recipe.source.error(("teacher", "train"), "is missing; a teacher from a family must be trained.")
-        return Teacher(_build(("teacher",), spec, recipe, data))
+            raise recipe.source.error((*path, "train"), "is missing; a teacher from a family must be trained.")
+        return Teacher(_build(path, spec, recipe, data, number))
     if spec.train is not None:
-        raise recipe.source.error(("teacher", "train"), "must be left out: a teacher file is trained.")
+        raise recipe.source.error((*path, "train"), "must be left out: a teacher file is trained.")
     try:
         teacher = Teacher(
             Path(spec.file),
             input_range=spec.input_range,
-            data_range=data.input_range,
+            data_range=None if spec.input_range is None else data.input_range,
             resize=spec.resize,
             class_map=spec.class_map,
         )
     except ModelError as error:
-        raise recipe.source.error(("teacher", "file"), f"cannot be read. {error}") from error
+        raise recipe.source.error((*path, "file"), f"cannot be read. {error}") from error
     except InvalidArgumentError as error:
         raise recipe.source.error(
-            ("teacher", error.name), f"must be {error.expected}. Received: {error.received!r}."
+            (*path, error.name), f"must be {error.expected}. Received: {error.received!r}."
         ) from error
-    _check_teacher_file(recipe, spec, teacher, data)
+    _check_teacher_file(path, recipe, spec, teacher, data)
     return teacher
 
 
 def _assistants(
-    recipe: Recipe, data: Dataset, teacher: Teacher | None, student: keras.Model | None
+    recipe: Recipe, data: Dataset, teacher: Teacher | Ensemble | None, student: keras.Model | None
 ) -> tuple[keras.Model, ...]:
     if not recipe.assistants:
         return ()
@@ -170,21 +200,21 @@ def _assistants(
     return tuple(models)
 
 
-def _check_teacher_file(recipe: Recipe, spec: ModelSpec, teacher: Teacher, data: Dataset) -> None:
+def _check_teacher_file(path: KeyPath, recipe: Recipe, spec: ModelSpec, teacher: Teacher, data: Dataset) -> None:
     if spec.resize is not None and len(data.input_shape) != 3:
         raise recipe.source.error(
-            ("teacher", "resize"), f"must be left out: samples of shape {data.input_shape} are no images."
+            (*path, "resize"), f"must be left out: samples of shape {data.input_shape} are no images."
         )
     if spec.class_map is not None and len(spec.class_map) != data.num_classes:
         raise recipe.source.error(
-            ("teacher", "class_map"),
+            (*path, "class_map"),
             f"must be a list of {data.num_classes} indices, one for each class of the data. Received: "
             f"{len(spec.class_map)}.",
         )
-    _check_file("teacher", recipe, teacher.source, data)
+    _check_file(path, recipe, spec, teacher.source, data)
 
 
-def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Model | None:
+def _student(recipe: Recipe, data: Dataset) -> keras.Model | None:
     spec = recipe.student
     if spec is None:
         return None
@@ -204,11 +234,14 @@ def _student(recipe: Recipe, data: Dataset, teacher: Teacher | None) -> keras.Mo
         model = load(path)
     except ModelError as error:
         raise recipe.source.error(("student", "file"), f"cannot be read. {error}") from error
-    _check_file("student", recipe, model, data)
+    _check_file(("student",), recipe, spec, model, data)
     return model
 
 
-def _build(role: tuple[Any, ...], spec: ModelSpec | AssistantSpec, recipe: Recipe, data: Dataset) -> keras.Model:
+def _build(
+    role: KeyPath, spec: ModelSpec | AssistantSpec, recipe: Recipe, data: Dataset, number: int = 0
+) -> keras.Model:
+    """A network of a family; those with another number have other weights."""
     source = recipe.source
     if spec.model is None or spec.model not in FAMILIES:
         raise source.error((*role, "model"), f"must be one of {', '.join(FAMILIES)}. Received: {spec.model!r}.")
@@ -216,7 +249,7 @@ def _build(role: tuple[Any, ...], spec: ModelSpec | AssistantSpec, recipe: Recip
     shapes = {"input_shape": data.input_shape, "num_classes": data.num_classes}
     arguments = check_arguments(family, spec.arguments, role, source, given=shapes)
     # Alone decides the first weights: they don't depend on what was built before.
-    keras.utils.set_random_seed(recipe.seed)
+    keras.utils.set_random_seed(recipe.seed + number)
     try:
         return family(**arguments)
     except InvalidArgumentError as error:
@@ -225,11 +258,13 @@ def _build(role: tuple[Any, ...], spec: ModelSpec | AssistantSpec, recipe: Recip
         raise source.error(path, f"does not describe a model: {error}") from error
 
 
-def _check_file(role: str, recipe: Recipe, source: keras.Model | TFLiteRunner | SavedModel, data: Dataset) -> None:
+def _check_file(
+    path: KeyPath, recipe: Recipe, spec: ModelSpec, source: keras.Model | TFLiteRunner | SavedModel, data: Dataset
+) -> None:
     """Raises a `RecipeError` if a model file does not fit the data, as the keys beside it change it."""
-    misfit = _misfit(source, data, getattr(recipe, role))
+    misfit = _misfit(source, data, spec)
     if misfit is not None:
-        raise recipe.source.error((role, "file"), f"must be {misfit}")
+        raise recipe.source.error((*path, "file"), f"must be {misfit}")
 
 
 def _misfit(
@@ -272,7 +307,7 @@ def _check_stage(
     recipe: Recipe,
     index: int,
     techniques: tuple[Technique, ...],
-    teacher: Teacher | None,
+    teacher: Teacher | Ensemble | None,
     model: keras.Model,
     data: Dataset,
 ) -> None:
@@ -288,24 +323,34 @@ def _check_stage(
         in_tf_keras = "TFMOT trains in tf_keras, where our teachers, of Keras 3, don't teach."
         reason = in_tf_keras if technique.trains else "there is no training that a teacher could help."
         raise recipe.source.error((*path, "teach"), f"must be left out: {reason}")
+    if stage.teach is not None and technique.teaching() is not None:
+        raise recipe.source.error(
+            (*path, "teach"), f"must be left out: `{stage.technique}` teaches by itself. Write its keys beside `train`."
+        )
     try:
         technique.check_after(techniques[:-1])
         technique.check_settings(train)
-        check_steps_per_execution(train, data.steps_per_epoch(recipe.data.batch_size))
-        technique.check(model, train.epochs * data.steps_per_epoch(recipe.data.batch_size))
-        taught = technique.teaching() if stage.teach is None else stage.teach
+        taught = stage_teaching(stage, technique)
+        lessons, batch_size = data if taught is None else data.taught, recipe.data.batch_size
+        steps = lessons.steps_per_epoch(batch_size)
+        check_steps_per_execution(train, steps)
+        check_batch_size(train, lessons.sizes["train"], batch_size)
+        technique.check(model, train.epochs * steps)
         if taught is not None and teacher is not None:
             _check_teaching(taught, teacher, model if index == 0 else None, data)
     except TFCompressError as error:
         raise recipe.source.error(path, f"cannot be applied. {error}") from error
 
 
-def _check_teaching(taught: TeachSettings, teacher: Teacher, student: keras.Model | None, data: Dataset) -> None:
+def _check_teaching(
+    taught: TeachSettings, teacher: Teacher | Ensemble, student: keras.Model | None, data: Dataset
+) -> None:
     """Raises what is wrong with layers or pictures; the student's layers are known before the first stage only."""
     if taught.cutmix is not None and len(data.input_shape) != 3:
         raise InvalidArgumentError("cutmix", "left out, for samples are no images", data.input_shape)
     pairs = teaching(taught, seed=0).pairs
+    network = getattr(teacher, "source", teacher)
     if student is not None:
-        Comparison(pairs, student, teacher.source).build_from_graphs()
+        Comparison(pairs, student, network).build_from_graphs()
     elif pairs:
-        tap_teacher(pairs, teacher.source)
+        tap_teacher(pairs, network)

@@ -23,7 +23,7 @@ from tfcompress.measure.layer_sizes import layer_sizes
 from tfcompress.measure.metrics import Metrics
 from tfcompress.measure.size import layer_sparsity, num_nonzero, num_params
 from tfcompress.measure.tflite_runner import TFLiteRunner
-from tfcompress.techniques.distill import Teacher
+from tfcompress.techniques.distill import Ensemble, Teacher
 from tfcompress.techniques.quantize.removal import remove_fake_quantization
 
 
@@ -39,18 +39,20 @@ def keras_row(stage: str, model: keras.Model, data: Dataset, seconds: float) -> 
     return Metrics(stage=stage, accuracy=evaluate(model, data).accuracy, seconds=seconds, **_model_figures(model))
 
 
-def teacher_row(teacher: Teacher, path: Path, data: Dataset, seconds: float) -> Metrics:
+def teacher_row(stage: str, teacher: Teacher | Ensemble, path: Path | None, data: Dataset, seconds: float) -> Metrics:
     """The row of a teacher that is a file, as it teaches: on images of its own size and range, with its class map.
 
-    What a `.tflite` file or the graph of a SavedModel does not tell is `None`.
+    What a `.tflite` file or the graph of a SavedModel does not tell is `None`; so is all but the accuracy of several
+    teachers as one, who have no path.
     """
     figures: dict[str, Any] = {}
-    if isinstance(teacher.source, keras.Model):
-        figures = _model_figures(teacher.source)
-    elif isinstance(teacher.source, TFLiteRunner):
+    source = teacher.source if isinstance(teacher, Teacher) else None
+    if isinstance(source, keras.Model):
+        figures = _model_figures(source)
+    elif isinstance(source, TFLiteRunner) and path is not None:
         figures = _file_figures(path)
     teacher.find_out_outputs(next(iter(data.batches("test", 1)))[0])
-    return Metrics(stage="teacher", accuracy=evaluate(teacher.logits, data).accuracy, seconds=seconds, **figures)
+    return Metrics(stage=stage, accuracy=evaluate(teacher.logits, data).accuracy, seconds=seconds, **figures)
 
 
 def layer_figures(model: keras.Model) -> dict[str, Any]:

@@ -68,10 +68,9 @@ def parse_recipe(
         raise source.error(("train",), f"must be a mapping of keys to values. Received: {defaults!r}.")
     if defaults:
         check_arguments(TrainSettings, {"epochs": 1, **defaults}, ("train",), source)
-    for role in ("teacher", "student"):
-        if isinstance(values.get(role), Mapping):
-            inherits = role == "teacher" and values[role].get("file") is None
-            values[role] = _with_train(values[role], defaults, inherits)
+    if isinstance(values.get("student"), Mapping):
+        values["student"] = _with_train(values["student"], defaults, False)
+    values["teacher"] = _teacher_with_train(values.get("teacher"), defaults)
     if isinstance(values.get("assistants"), list):
         values["assistants"] = [
             _with_train(keys, defaults, True) if isinstance(keys, Mapping) else keys for keys in values["assistants"]
@@ -87,6 +86,14 @@ def _with_train(keys: Mapping[str, Any], defaults: Mapping[str, Any], inherits: 
     """The keys with `train` filled up from `defaults`, or taken from them where `inherits` and they name `epochs`."""
     train = keys.get("train", {} if inherits and "epochs" in defaults else None)
     return {**keys, "train": {**defaults, **train} if isinstance(train, Mapping) else train}
+
+
+def _teacher_with_train(teacher: Any, defaults: Mapping[str, Any]) -> Any:
+    if not isinstance(teacher, Mapping):
+        return teacher
+    if isinstance(teacher.get("teachers"), list):
+        return {**teacher, "teachers": [_teacher_with_train(member, defaults) for member in teacher["teachers"]]}
+    return _with_train(teacher, defaults, teacher.get("file") is None)
 
 
 def _stage_with_train(stage: Any, defaults: Mapping[str, Any]) -> Any:

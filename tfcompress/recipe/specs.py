@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -81,6 +82,9 @@ class DataSpec:
         limit_train: Use only the first so many training samples, at least 1; None uses all.
         folder: For `name: folder`, the folder with one folder of images for each class.
         image_size: Height and width in pixels that images are resized to; None leaves them, which a folder's may not.
+        unlabelled: Training samples without labels, which only a student under a teacher sees: the share of the
+            training samples whose labels are left out, in (0, 1); a split of a TFDS set by its name; for `name:
+            folder`, a folder of images. None has none.
     """
 
     name: str | None = None
@@ -93,6 +97,7 @@ class DataSpec:
     limit_train: int | None = None
     folder: str | None = None
     image_size: tuple[int, int] | None = None
+    unlabelled: float | str | None = None
 
     def __post_init__(self):
         if self.batch_size < 1:
@@ -104,6 +109,12 @@ class DataSpec:
             raise InvalidArgumentError("DataSpec.limit_train", "at least 1, or null", self.limit_train)
         if self.image_size is not None and min(self.image_size) < 1:
             raise InvalidArgumentError("DataSpec.image_size", "a height and a width of at least 1", self.image_size)
+        if isinstance(self.unlabelled, str) and self.name == "digits":
+            raise InvalidArgumentError("DataSpec.unlabelled", "a number in (0, 1) for `name: digits`", self.unlabelled)
+        if self.unlabelled is not None and not isinstance(self.unlabelled, str) and not 0 < self.unlabelled < 1:
+            raise InvalidArgumentError(
+                "DataSpec.unlabelled", "a number in (0, 1), a name of a split or a folder, or null", self.unlabelled
+            )
         if self.name == "folder":
             for name in ("folder", "image_size"):
                 if getattr(self, name) is None:
@@ -153,6 +164,32 @@ class ModelSpec:
         ):
             raise InvalidArgumentError(
                 "ModelSpec.class_map", "a list of different indices, each at least 0", self.class_map
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleSpec:
+    """Several teachers that speak as one, under `teacher:`.
+
+    Args:
+        teachers: The teachers, at least two.
+        weights: How much each counts, above 0; what matters is their ratio. None for all alike.
+        combine: What is averaged: `probabilities`, `logits`, or for each sample the probabilities of those whose first
+            choice is the label, `correct`.
+    """
+
+    teachers: tuple[ModelSpec, ...]
+    weights: tuple[float, ...] | None = None
+    combine: Literal["probabilities", "logits", "correct"] = "probabilities"
+
+    def __post_init__(self):
+        if len(self.teachers) < 2:
+            raise InvalidArgumentError("EnsembleSpec.teachers", "a list of at least two", len(self.teachers))
+        if self.weights is not None and (
+            len(self.weights) != len(self.teachers) or not all(0 < weight < math.inf for weight in self.weights)
+        ):
+            raise InvalidArgumentError(
+                "EnsembleSpec.weights", "null, or a number above 0 for each of `teachers`", self.weights
             )
 
 
@@ -242,7 +279,7 @@ class Recipe:
         data: The data.
         train: Keys that every `train:` of the recipe starts from. A stage, or a teacher from a family, that has no
             `train:` takes them where they name `epochs`.
-        teacher: The teacher, or None.
+        teacher: The teacher, several that speak as one, or None.
         assistants: Networks between teacher and student, each of which learns from the one before it; the last one is
             the teacher of the stages.
         student: The model to compress, or None, which compresses the teacher itself.
@@ -255,7 +292,7 @@ class Recipe:
     seed: int = 0
     data: DataSpec = dataclasses.field(default_factory=DataSpec)
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    teacher: ModelSpec | None = None
+    teacher: EnsembleSpec | ModelSpec | None = None
     assistants: tuple[AssistantSpec, ...] = ()
     student: ModelSpec | None = None
     stages: tuple[StageSpec, ...] = ()

@@ -225,7 +225,13 @@ def _build_union(annotation: Any, value: Any, path: KeyPath, source: Source) -> 
     fitting = [member for member in members if _has_shape(member, value)]
     if not fitting:
         raise source.error(path, f"must be {_phrase(annotation)}. Received: {value!r}.")
-    return build(fitting[0], value, path, source)
+    # Of two dataclasses, the one whose required keys are there.
+    complete = [member for member in fitting if not dataclasses.is_dataclass(member) or _has_required(member, value)]
+    return build((complete or fitting)[0], value, path, source)
+
+
+def _has_required(target: Any, value: Mapping[str, Any]) -> bool:
+    return all(key.name in value for key in _keys(target).values() if key.required)
 
 
 def _has_shape(annotation: Any, value: Any) -> bool:

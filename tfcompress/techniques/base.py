@@ -76,6 +76,7 @@ class Context:
         train: Trains a model; a technique calls it at most once.
         measure_file: Measures the exported file of a model, which takes seconds.
         hold_zeros: Whether the zeros that the model's kernels have must still be there after the stage.
+        taught: Whether a teacher teaches, and `train` sees samples without labels too, as `data.taught`.
     """
 
     data: Dataset
@@ -85,11 +86,13 @@ class Context:
     train: TrainModel
     measure_file: MeasureFile
     hold_zeros: bool = False
+    taught: bool = False
 
     @property
     def total_steps(self) -> int:
         """Training steps of the stage."""
-        return self.settings.epochs * self.data.steps_per_epoch(self.batch_size)
+        data = self.data.taught if self.taught else self.data
+        return self.settings.epochs * data.steps_per_epoch(self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from tfcompress.training.checkpoint import BestEpoch, EpochCheckpoint, StopOnNaN
 from tfcompress.training.copying import copy_model
 from tfcompress.training.optimizers import make_optimizer
 from tfcompress.training.progress import ProgressBar
+from tfcompress.training.unlabelled import AccuracyOfLabelled, LossOfLabelled
 
 EVALUATION_BATCH = 256
 
@@ -65,6 +66,8 @@ def fit(
     Args:
         model: A classifier with integer labels; its outputs are logits or probabilities, shape `(batch, classes)`.
         data: The data; validation measures each epoch, and chooses one if the settings say so. Test is not touched.
+            Training samples without labels, of `Dataset.taught`, count for what `wrap` adds, not for loss and accuracy
+            on the labels.
         settings: How to train.
         batch_size: Samples in a step, over all replicas.
         seed: Seed of order, augmentation, and random layers.
@@ -87,15 +90,18 @@ def fit(
     keras.utils.set_random_seed(seed)
     steps = data.steps_per_epoch(batch_size)
     check_steps_per_execution(settings, steps)
+    check_batch_size(settings, data.sizes["train"], batch_size)
     with distribution_scope(settings.strategy):
         replica = copy_model(model, settings.precision)
         trainable = replica if wrap is None else wrap(replica)
         if settings.precision != "float32":
             trainable.dtype_policy = settings.precision
+        loss = classification_loss(model, data.num_classes, settings.label_smoothing)
+        all_labelled = data.splits["train"].labelled
         trainable.compile(
             make_optimizer(settings, settings.epochs * steps),
-            loss=classification_loss(model, data.num_classes, settings.label_smoothing),
-            metrics=["accuracy"],
+            loss=loss if all_labelled else LossOfLabelled(loss),
+            metrics=["accuracy" if all_labelled else AccuracyOfLabelled(name="accuracy")],
             jit_compile=settings.jit_compile,
             steps_per_execution=settings.steps_per_execution,
         )
@@ -167,6 +173,37 @@ def check_steps_per_execution(settings: TrainSettings, steps: int) -> None:
             "TrainSettings.steps_per_execution",
             f"a divisor of the {steps} steps of an epoch, one of {divisors}",
             settings.steps_per_execution,
+        )
+
+
+def check_batch_size(settings: TrainSettings, samples: int, batch_size: int) -> None:
+    """Raises unless each of several replicas has samples in each step, and as many as the others in the first one.
+
+    Keras sums up the replicas' shares of the first batch, and batch normalization has no statistics of nothing.
+
+    Args:
+        settings: How is trained.
+        samples: Samples of an epoch.
+        batch_size: Samples of a step, over all replicas.
+
+    Raises:
+        InvalidArgumentError: If the last batch, or each, leaves a replica with fewer samples than that.
+    """
+    replicas = 1 if settings.strategy == "default" else _mirrored_strategy().num_replicas_in_sync
+
+    def fits(size: int) -> bool:
+        last = samples % size or size
+        # As the batch is split: the first replicas have equally many, the last one what is left.
+        return min(size, samples) % replicas == 0 and last > (replicas - 1) * math.ceil(last / replicas)
+
+    if not fits(batch_size):
+        near = [size for size in range(max(batch_size // 2, 1), 2 * batch_size) if fits(size)]
+        near = sorted(near, key=lambda size: abs(size - batch_size))[:2]
+        raise InvalidArgumentError(
+            "batch_size",
+            f"a multiple of {replicas} with `strategy: mirrored`, the number of replicas here, by which the last batch "
+            f"of {samples} samples leaves none of them without a sample; near are {near}",
+            batch_size,
         )
 
 

@@ -5,7 +5,7 @@
 - Losses of outputs: `losses.py` and `decoupled.py` for class logits, `dense_losses.py`, `multi_label.py` and
   `regression.py` for others; where, when and how much they count: `weighting.py`, `adaptive.py`, `scheduled.py`,
   `learned_weights.py`. Losses of features are in `features/`, Keras's own in `keras_losses.py`, the names that recipes
-  have for them in `by_name.py`.
+  have for them in `by_name.py`; `fitting.py` knows which of them can compare which outputs.
 - Teachers: `teacher.py` gives the logits of whatever can teach (`teacher_source.py`, `saved_model.py`) on its own
   inputs (`teacher_inputs.py`), `several_teachers.py` those of several, `several_outputs.py` those of each output;
   `cache.py` and `stored_outputs.py` keep what was said. Without a larger network: `averaged_teacher.py`,

@@ -77,7 +77,9 @@ class WhereAgreeing(AroundLoss):
         """Returns the loss of each sample, shape `(batch,)`, for integer or one-hot labels."""
         teacher, student = comparable("WhereAgreeing", teacher_logits, student_logits, least=2)
         if labels is None:
-            raise InvalidArgumentError("WhereAgreeing.labels", "the true classes: give the data labels", labels)
+            raise InvalidArgumentError(
+                "WhereAgreeing.labels", "the true classes: of data with labels, and without `mix`", labels
+            )
         labels = integer_labels("WhereAgreeing", labels, teacher)
         classes = student.shape[-1]
         with tf.GradientTape() as tape:

@@ -66,6 +66,8 @@ class AveragedTeacher(Teacher):
 
     def _take(self, source: Any) -> None:
         super()._take(source)
+        # Its first outputs, of weights at random, would not tell.
+        self.gives_sigmoids = bool(self.gives_sigmoids)
         # A variable of its own, so that it is in the scope that the average is in.
         self._steps = keras.Variable(0, dtype="int64", trainable=False, name="steps")
 

@@ -23,11 +23,12 @@ from rich.progress import track
 from tfcompress import files
 from tfcompress.data import Dataset
 from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.techniques.distill.data_key import data_key
 from tfcompress.techniques.distill.several_teachers import as_teacher
 from tfcompress.techniques.distill.stored_outputs import StoredOutputs, largest
 
-# Samples whose bytes, as the first view shows them, stand for all in the key.
-SAMPLES_IN_KEY = 64
+# Samples that are shown to the teacher first, to see what it gives.
+_FIRST = 64
 # Samples in a file: of a teacher of 1 ms each, what an interruption costs is eight seconds.
 SHARD = 8192
 _LARGEST = float(np.finfo("float16").max)
@@ -50,7 +51,8 @@ def cache_teacher(
         data: The data, not augmented or with a number of views.
         folder: Where the cache is, or comes to be. One folder holds the cache of one teacher on one set of data.
         top_k: Keep the largest logits of each sample only; what they leave of the probability is spread evenly over the
-            other classes. Pays with hundreds of classes: each takes 4 bytes, where every logit takes 2 without.
+            other classes. Pays with hundreds of classes: each takes 4 bytes, or 6 of more than 65,536 classes, where
+            every logit takes 2 without.
         batch_size: Samples that the teacher gets at a time.
         progress: Whether to show a bar with the time left.
 
@@ -77,12 +79,15 @@ def cache_teacher(
     """
     teacher = as_teacher(teacher)
     folder, size, views = Path(folder), data.sizes["train"], data.require_views()
-    probe, labels = next(iter(data.view(0, SAMPLES_IN_KEY, labels=True)))
+    if folder.exists() and not folder.is_dir():
+        raise InvalidArgumentError("folder", "a folder, which may be new", f"the file {str(folder)!r}")
+    probe, labels = next(iter(data.view(0, _FIRST, labels=True)))
     teacher.find_out_outputs(probe)
     first = np.asarray(teacher.logits(probe, labels))
-    if top_k is not None and not 1 <= top_k < first.shape[-1]:
+    whole = isinstance(top_k, int) and not isinstance(top_k, bool)
+    if top_k is not None and not (whole and 1 <= top_k < first.shape[-1]):
         raise InvalidArgumentError(
-            "top_k", f"None or a number from 1 to {first.shape[-1] - 1}, below the classes", top_k
+            "top_k", f"None or a whole number from 1 to {first.shape[-1] - 1}, below the classes", top_k
         )
     if top_k is not None and first.ndim != 2:
         raise InvalidArgumentError("top_k", "None for outputs of more than two axes", top_k)
@@ -92,7 +97,7 @@ def cache_teacher(
         )
     about = {
         "teacher": teacher.key(),
-        "data": files.content_key(data.name, size, list(data.input_range), np.asarray(probe).tobytes()),
+        "data": data_key(data),
         "views": views,
         "samples": size,
         "shape": list(first.shape[1:]),
@@ -117,22 +122,35 @@ def cache_teacher(
         stored = logits.astype("float16") if top_k is None else largest(logits, top_k)
         with files.atomic_path(paths[view][shard]) as temporary, open(temporary, "wb") as file:
             np.save(file, stored, allow_pickle=False)
-    shards = [[np.load(path, mmap_mode="r", allow_pickle=False) for path in row] for row in paths]
-    return StoredOutputs.of_shards(shards, first.shape[1:])
+    shards = [[_read(path, min(SHARD, size - at * SHARD)) for at, path in enumerate(row)] for row in paths]
+    found = StoredOutputs.of_shards(shards, first.shape[1:])
+    found.note_data(data, about["data"])
+    return found
 
 
 def _claim(folder: Path, about: dict[str, Any], first: np.ndarray) -> None:
     """Writes the index, or checks that the one that is there is of the same."""
     index = folder / "index.json"
     if not index.exists():
-        if folder.exists() and any(folder.iterdir()):
+        # Another worker may be writing it just now, or one was killed while it did.
+        others = [] if not folder.exists() else [path.name for path in folder.iterdir() if not _is_index(path)]
+        if others:
             raise InvalidArgumentError("folder", "a new or empty folder, or one that holds a cache", str(folder))
         files.write_json(index, {**about, "first": first[:4].astype("float64").tolist()})
         return
-    found = json.loads(index.read_text())
+    try:
+        found = dict(json.loads(index.read_text()))
+        said = np.asarray(found["first"], "float64")
+    except (ValueError, TypeError, KeyError) as error:
+        raise InvalidArgumentError(
+            "folder",
+            "one whose index.json is as it was written; delete the folder",
+            f"{str(index)!r}, damaged: {error}",
+        ) from error
     others = [name for name in about if found.get(name) != about[name]]
     # A function has no key, and equal weights may be of another structure.
-    if not others and not np.allclose(found["first"], first[:4], rtol=1e-3, atol=1e-3):
+    same = said.shape == first[:4].shape and np.allclose(said, first[:4], rtol=1e-3, atol=1e-3)
+    if not others and not same:
         others = ["teacher"]
     if others:
         raise InvalidArgumentError(
@@ -140,6 +158,21 @@ def _claim(folder: Path, about: dict[str, Any], first: np.ndarray) -> None:
             f"one that holds the cache of this teacher on this data, or a new one (what differs: {', '.join(others)})",
             str(folder),
         )
+
+
+def _is_index(path: Path) -> bool:
+    return path.name == "index.json" or path.name.startswith(files.UNFINISHED)
+
+
+def _read(path: Path, samples: int) -> np.ndarray:
+    """A shard, by memory map."""
+    try:
+        shard = np.load(path, mmap_mode="r", allow_pickle=False)
+        if len(shard) != samples:
+            raise ValueError(f"it holds {len(shard)} samples and not {samples}")
+    except (ValueError, OSError, EOFError) as error:
+        raise ModelError(f"The shard {str(path)!r} is damaged: {error}. Delete it, and it is computed anew.") from error
+    return shard
 
 
 def _computed(

@@ -15,7 +15,7 @@ from typing import Any
 import keras
 
 # How much more than its least the plain loss may be: half as much again, and by a tenth of what guessing costs.
-_RISE, _LEAST_RISE = 1.5, 0.1
+_RISE, _LEAST_RISE = 0.5, 0.1
 # From this share of what guessing costs, the student does no better than that.
 _GUESSING = 0.98
 
@@ -42,8 +42,8 @@ class CollapseWatch(keras.callbacks.Callback):
         if loss is None or not math.isfinite(loss) or self._warned:
             return
         least, self._least = self._least, min(self._least, loss)
-        rise = _LEAST_RISE * (self._guess if self._guess is not None else 0.0)
-        if math.isfinite(least) and loss > _RISE * least + rise:
+        rise = _RISE * abs(least) + _LEAST_RISE * (self._guess if self._guess is not None else 0.0)
+        if math.isfinite(least) and loss > least + rise:
             what = f"has risen to {loss:.3g} from {least:.3g}"
         elif epoch > 0 and self._guess is not None and loss >= _GUESSING * self._guess:
             what = f"is {loss:.3g} after {epoch + 1} epochs, no better than that of guessing, {self._guess:.3g}"

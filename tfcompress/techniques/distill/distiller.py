@@ -14,13 +14,11 @@ import keras
 import tensorflow as tf
 
 from tfcompress.data.taught import TaughtInputs
-from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.outputs import ends_in_sigmoid
-from tfcompress.graph.trace import has_graph
+from tfcompress.errors import InvalidArgumentError
 from tfcompress.techniques.distill.collapse import CollapseWatch
 from tfcompress.techniques.distill.features.comparison import Comparison
+from tfcompress.techniques.distill.fitting import check_student, check_teacher
 from tfcompress.techniques.distill.mixing import CutMix, Mixed, Mixup
-from tfcompress.techniques.distill.multi_label import MultiLabelTargets
 from tfcompress.techniques.distill.objective import DistillationLoss, Objective, own_loss
 from tfcompress.techniques.distill.several_outputs import TeacherOfSeveral
 from tfcompress.techniques.distill.several_teachers import Ensemble, as_teacher
@@ -29,6 +27,7 @@ from tfcompress.techniques.distill.student_outputs import StudentOutputs
 from tfcompress.techniques.distill.teacher import Teacher, probabilities_to_logits
 from tfcompress.techniques.distill.training_state import read_state, write_state
 from tfcompress.techniques.listening import step_counter
+from tfcompress.training.unlabelled import count_labels
 
 _OF_TRAINING = ("hard_loss", "distillation_loss", "feature_loss")
 
@@ -82,6 +81,10 @@ class Distiller(keras.Model):
         name: str | None = None,
     ):
         super().__init__(name=name)
+        if not isinstance(student, keras.Model):
+            raise InvalidArgumentError(
+                "student", "a Keras 3 model, which trains in place; `tfcompress.load` reads files and tf_keras", student
+            )
         if mix is not None and not isinstance(mix, Mixup | CutMix):
             raise InvalidArgumentError("Distiller.mix", "a Mixup, a CutMix or None", mix)
         objective = Objective(losses, hard_weight, learn_weights)
@@ -94,11 +97,13 @@ class Distiller(keras.Model):
         self._comparison.build_from_graphs()
         self.trained_along = self._layers_along()
         self._num_classes: int | None = None
+        self._ignored: int | None = None
+        self._looked_at = False
         self._hard_loss = keras.metrics.Mean(name="hard_loss")
         self._distillation_loss = keras.metrics.Mean(name="distillation_loss")
         self._feature_loss = keras.metrics.Mean(name="feature_loss") if objective.pairs else None
         self._outputs.check_classes(self.teacher.num_classes)
-        self._check_labels_have_logits()
+        self._check_comparable()
         self.built = True
 
     @property
@@ -119,9 +124,11 @@ class Distiller(keras.Model):
         """
         super().compile(*args, **kwargs)
         self._num_classes = self._outputs.classes_of(self.loss)
+        self._ignored = getattr(self.loss, "ignore_class", None)
         if not self.teacher.compiles:
             if kwargs.get("jit_compile") is True:
-                raise InvalidArgumentError("jit_compile", "False with a .tflite teacher, which XLA cannot run", True)
+                name = getattr(self.teacher, "name", "this teacher")
+                raise InvalidArgumentError("jit_compile", f"False with {name}, which XLA cannot run", True)
             self.jit_compile = False
 
     def fit(
@@ -135,21 +142,35 @@ class Distiller(keras.Model):
         **kwargs: Any,
     ) -> Any:
         """As `keras.Model.fit`; the teacher is looked at before the first step, and the plain loss after each epoch."""
-        inputs = first_inputs(x)
-        self.teacher.find_out_outputs(inputs)
-        # A callable's classes are known only now.
-        self._outputs.check_classes(self.teacher.num_classes)
-        self._outputs.find_out(_without_outputs(inputs))
-        if not self._comparison.build_from_graphs():
-            prepared = self.teacher.prepare(inputs) if isinstance(self.teacher, Teacher) else inputs
-            specs = [keras.tree.map_structure(_spec, _without_outputs(each)) for each in (prepared, inputs)]
-            self._comparison.build(*specs)
-            self.trained_along = self._layers_along()
+        self._look_at(first_inputs(x))
         if not isinstance(callbacks, keras.callbacks.CallbackList):
             given = keras.tree.flatten(callbacks if callbacks is not None else [])
             # What guessing costs is known where each sample counts 1.
             callbacks = [*given, CollapseWatch(None if _weighted(x, kwargs) else self._num_classes)]
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`; the teacher is looked at before the first one."""
+        if not self._looked_at:
+            self._look_at(keras.tree.map_structure(keras.ops.convert_to_tensor, x))
+        return super().train_on_batch(x, *args, **kwargs)
+
+    def _look_at(self, inputs: Any) -> None:
+        """Finds out what networks without a graph do not tell before they see inputs, and whether all fits it."""
+        self.teacher.find_out_outputs(inputs)
+        # A callable's classes are known only now.
+        self._outputs.check_classes(self.teacher.num_classes)
+        self._outputs.find_out(_without_outputs(inputs))
+        if self.compiled:
+            self._num_classes = self._outputs.classes_of(self.loss)
+        self._check_comparable()
+        if not self._comparison.build_from_graphs():
+            prepared = self.teacher.prepare(inputs) if isinstance(self.teacher, Teacher) else inputs
+            specs = [keras.tree.map_structure(_spec, _without_outputs(each)) for each in (prepared, inputs)]
+            with self.distribute_strategy.scope():
+                self._comparison.build(*specs)
+            self.trained_along = self._layers_along()
+        self._looked_at = True
 
     def train_step(self, data: Any) -> dict:
         """One step on a batch `(x, y)` or `(x, y, sample_weight)`."""
@@ -180,8 +201,11 @@ class Distiller(keras.Model):
         if hasattr(self.teacher, "follow"):
             self.teacher.follow(self.student)
         batch_size = tf.shape(keras.tree.flatten(outputs)[0])[0]
+        # The plain loss is the mean of a batch's labels: of an epoch, too.
+        labelled = batch_size if self._ignored is None else count_labels(y, self._ignored)
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        logged = [(self._loss_tracker, loss), (self._hard_loss, hard), (self._distillation_loss, soft)]
+        self._hard_loss.update_state(hard * replicas, sample_weight=labelled)
+        logged = [(self._loss_tracker, loss), (self._distillation_loss, soft)]
         logged += [(self._feature_loss, features)] if self._feature_loss is not None else []
         for metric, value in logged:
             metric.update_state(value * replicas, sample_weight=batch_size)
@@ -203,6 +227,9 @@ class Distiller(keras.Model):
 
     def _own_loss(self, x: Any, y: Any, outputs: Any, sample_weight: Any, mixed: Mixed | None) -> tuple[Any, Any]:
         """The student's loss on the labels, of a mixture on those of both samples in it, and its regularizers apart."""
+        if isinstance(self._mix, CutMix) and any(len(one.shape) > 2 for one in keras.tree.flatten(outputs)):
+            shapes = [tuple(one.shape) for one in keras.tree.flatten(outputs)]
+            raise InvalidArgumentError("mix", "Mixup where outputs have positions, which CutMix would blend", shapes)
         hard, regularization = own_loss(self, x, y, outputs, sample_weight)
         if mixed is None:
             return hard, regularization
@@ -222,6 +249,10 @@ class Distiller(keras.Model):
     def load_weights(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
         """Loads what `save_weights` wrote, or a file of the student alone."""
         self.student.load_weights(filepath, *args, **kwargs)
+        if self.optimizer is not None and not self.optimizer.built:
+            # Before the first step, it has no variables to read the file's into.
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
         read_state(filepath, self._state())
 
     def _state(self) -> list[keras.Variable]:
@@ -237,15 +268,11 @@ class Distiller(keras.Model):
     def get_config(self) -> dict:
         raise NotImplementedError("A Distiller is a way to train. Save `distiller.student`, or call `distiller.save`.")
 
-    def _check_labels_have_logits(self) -> None:
-        if not any(isinstance(loss, MultiLabelTargets) for loss in self._objective.of_outputs):
-            return
-        teachers = getattr(self.teacher, "models", ())
-        for side, model in (("student", self.student), *(("teacher", teacher) for teacher in teachers)):
-            if _gives_sigmoids(model):
-                raise InvalidArgumentError(
-                    side, "a model of logits with MultiLabelTargets: leave out the sigmoid at its end", model.name
-                )
+    def _check_comparable(self) -> None:
+        """Raises where a loss cannot compare the outputs, as far as these are known by now."""
+        for name, loss in self._objective.by_output:
+            check_teacher(loss, self.teacher, name, mixes=self._mix is not None)
+            check_student(loss, self.student, self._outputs, name)
 
 
 def _mixture(sample_weight: Any, mixed: Mixed | None) -> Any:
@@ -268,13 +295,6 @@ def _in_scope(teacher: Any, names: Sequence[str] | None) -> Teacher | Ensemble |
     return teacher if isinstance(teacher, StoredOutputs) else as_teacher(teacher).in_scope()
 
 
-def _gives_sigmoids(model: keras.Model) -> bool:
-    try:
-        return has_graph(model) and ends_in_sigmoid(model)
-    except ModelError:
-        return False  # A graph that cannot be followed says nothing about its end.
-
-
 def _weighted(x: Any, options: Mapping[str, Any]) -> bool:
     """Whether samples have weights, as far as that is known before the first batch."""
     if any(options.get(name) is not None for name in ("sample_weight", "class_weight")):
@@ -290,7 +310,9 @@ def _spec(tensor: Any) -> tf.TensorSpec:
 def first_inputs(x: Any) -> Any:
     """A few inputs from what `fit` was given."""
     if isinstance(x, tf.data.Dataset):
-        batch = next(iter(x.take(1)))
+        batch = next(iter(x.take(1)), None)
+        if batch is None:
+            raise InvalidArgumentError("x", "a tf.data.Dataset of at least one batch", "an empty one")
         return batch[0] if isinstance(batch, tuple) else batch
     if isinstance(x, keras.utils.PyDataset):
         return x[0][0]

@@ -41,6 +41,8 @@ def as_loss(name: str, loss: Any) -> Any:
             raise InvalidArgumentError(name, "with layers of both sides or of none", [teacher_layer, student_layer])
         of_outputs = KerasDistillation(_KERAS.FeatureDistillation(loss=loss.loss))
         return Features(of_outputs, teacher_layer=teacher_layer, student_layer=student_layer)
+    if isinstance(loss, type):
+        raise InvalidArgumentError(name, f"a loss itself, such as `{loss.__name__}()`, not its class", loss)
     if not callable(loss) and not isinstance(loss, Features):
         raise InvalidArgumentError(
             name, "a callable (teacher, student) -> loss, `Features`, or a loss of `keras.distillation`", loss

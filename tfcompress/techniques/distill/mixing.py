@@ -51,6 +51,13 @@ class _Mixing:
         if not 0 < self.alpha < float("inf"):
             raise InvalidArgumentError(f"{type(self).__name__}.alpha", "a number above 0", self.alpha)
 
+    def _check_floats(self, inputs: Any) -> None:
+        if not hasattr(inputs, "dtype") or not tf.as_dtype(inputs.dtype).is_floating:
+            received = getattr(inputs, "dtype", type(inputs).__name__)
+            raise InvalidArgumentError(
+                f"{type(self).__name__}.inputs", "one tensor of floats; cast pictures in the data's pipeline", received
+            )
+
     def _draw(self, size: Any, step: Any) -> tuple[Any, Any, Any]:
         """Partners, the share, and a seed for what else is drawn."""
         context = tf.distribute.get_replica_context()
@@ -77,7 +84,7 @@ class Mixup(_Mixing):
         seed: What the drawing is a function of, beside the step.
 
     Raises:
-        InvalidArgumentError: If `alpha` is not above 0.
+        InvalidArgumentError: If `alpha` is not above 0, or inputs are no floats.
 
     Example:
         >>> mixed = Mixup(alpha=1.0)(tf.constant([[0.0], [1.0]]), step=3)
@@ -93,7 +100,8 @@ class Mixup(_Mixing):
     alpha: float = 0.2
 
     def __call__(self, inputs: Any, step: Any) -> Mixed:
-        """Mixes a batch `(batch, ...)` at a step."""
+        """Mixes a batch `(batch, ...)` of floats at a step."""
+        self._check_floats(inputs)
         partners, share, _ = self._draw(tf.shape(inputs)[0], step)
         blend = tf.cast(share, inputs.dtype)
         return Mixed(blend * inputs + (1 - blend) * tf.gather(inputs, partners), partners, share)
@@ -108,7 +116,7 @@ class CutMix(_Mixing):
         seed: What the drawing is a function of, beside the step.
 
     Raises:
-        InvalidArgumentError: If `alpha` is not above 0, or inputs are no images.
+        InvalidArgumentError: If `alpha` is not above 0, inputs are no images, or labels are of positions within them.
 
     Example:
         >>> mixed = CutMix(alpha=1.0)(tf.reshape(tf.constant([0.0, 1.0]), (2, 1, 1, 1)) * tf.ones((2, 4, 4, 1)), step=0)

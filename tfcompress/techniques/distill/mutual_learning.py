@@ -16,6 +16,7 @@ import tensorflow as tf
 from tfcompress.errors import InvalidArgumentError
 from tfcompress.graph.trace import has_graph
 from tfcompress.techniques.distill.distiller import first_inputs
+from tfcompress.techniques.distill.fitting import check_student
 from tfcompress.techniques.distill.losses import SoftTargets
 from tfcompress.techniques.distill.objective import DistillationLoss, Objective, own_loss
 from tfcompress.techniques.distill.student_outputs import StudentOutputs
@@ -78,6 +79,7 @@ class MutualLearning(keras.Model):
             )
         self.students = list(students)
         self._members = _Members(students)
+        self._check_comparable()
         self.built = True
 
     def call(self, inputs: Any, training: bool = False) -> list[Any]:
@@ -88,17 +90,24 @@ class MutualLearning(keras.Model):
         """As `keras.Model.compile`; the loss and metrics are those of each student, on the labels.
 
         Raises:
-            InvalidArgumentError: If the loss takes logits and a student gives probabilities, or the other way round.
+            InvalidArgumentError: If the loss takes logits and a student gives probabilities, or the other way round, or
+                there are `loss_weights`.
         """
+        if kwargs.get("loss_weights") is not None:
+            weights = kwargs["loss_weights"]
+            raise InvalidArgumentError("loss_weights", "None: the weight of the labels is `hard_weight`", weights)
         super().compile(optimizer, loss, metrics=metrics, **kwargs)
         self._members.compile(loss, metrics, kwargs.get("weighted_metrics"))
 
     def fit(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; what the outputs of students without a graph are is found out before the first step."""
-        inputs = first_inputs(x)
-        for member in self._members.each:
-            member.outputs_of.find_out(inputs)
+        self._look_at(first_inputs(x))
         return super().fit(x, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`; what is not known of the outputs is found out before."""
+        self._look_at(keras.tree.map_structure(keras.ops.convert_to_tensor, x))
+        return super().train_on_batch(x, *args, **kwargs)
 
     def train_step(self, data: Any) -> dict:
         """One step on a batch `(x, y)` or `(x, y, sample_weight)`."""
@@ -123,6 +132,17 @@ class MutualLearning(keras.Model):
         for member, loss in zip(members, losses, strict=True):
             member.note(loss, tf.shape(outputs[0])[0])
         return self.compute_metrics(x, y, outputs, sample_weight=sample_weight)
+
+    def _look_at(self, inputs: Any) -> None:
+        """Finds out what students without a graph give, and whether the losses can compare it."""
+        for member in self._members.each:
+            member.outputs_of.find_out(inputs)
+        self._check_comparable()
+
+    def _check_comparable(self) -> None:
+        for name, loss in self._objective.by_output:
+            for member in self._members.each:
+                check_student(loss, member.student, member.outputs_of, name)
 
     def test_step(self, data: Any) -> dict:
         """As `keras.Model.test_step`, of each student alone."""

@@ -15,6 +15,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
+from tfcompress.techniques.distill.arguments import check_not_negative
 from tfcompress.techniques.distill.features.pairs import Features
 from tfcompress.techniques.distill.keras_losses import as_loss
 from tfcompress.techniques.distill.learned_weights import LearnedWeights
@@ -70,6 +71,10 @@ class Objective:
             by_name = dict(losses.items())
         else:
             self.names, by_name = None, {None: [SoftTargets()] if losses is None else losses}
+        for part in by_name.values():
+            if not isinstance(part, list | tuple):
+                expected = "a list of losses, or a dict with a list for each output"
+                raise InvalidArgumentError(self._argument, expected, part)
         given = [(name, as_loss(self._argument, loss)) for name, part in by_name.items() for loss in part]
         losses = [loss for _, loss in given]
         if not losses:
@@ -87,8 +92,10 @@ class Objective:
             raise InvalidArgumentError(
                 self._argument, "with weights that add up to at most 1, or `hard_weight` given", weights
             )
-        if hard_weight is not None and hard_weight < -1e-9:
-            raise InvalidArgumentError(f"{owner}.hard_weight", "at least 0", hard_weight)
+        if isinstance(hard_weight, float) and -1e-9 <= hard_weight < 0:
+            hard_weight = 0.0  # What others left of 1, rounded.
+        if hard_weight is not None:
+            check_not_negative(f"{owner}.hard_weight", hard_weight)
         if learn_weights and scheduled:
             raise InvalidArgumentError("Distiller.learn_weights", "False where a weight has a schedule", learn_weights)
         self._hard_weight = hard_weight
@@ -98,6 +105,11 @@ class Objective:
             self.learned = LearnedWeights([self.hard_weight_at(0), *taught])
 
     @property
+    def by_output(self) -> tuple[tuple[str | None, Any], ...]:
+        """The losses of outputs, each with the name of its output; None of a single one."""
+        return tuple(zip(self._of, self.of_outputs, strict=True))
+
+    @property
     def pairs(self) -> tuple[Features, ...]:
         """The pairs of layers that are compared."""
         return tuple(pair for loss in self._of_features if (pair := features_of(loss)) is not None)
@@ -105,7 +117,7 @@ class Objective:
     def hard_weight_at(self, step: Any) -> Any:
         """Weight of the student's own loss at a step."""
         if self._hard_weight is not None:
-            return max(self._hard_weight, 0.0)
+            return self._hard_weight
         left = 1.0 - sum(weight_at(loss, step) for loss in self.of_outputs)
         return max(left, 0.0) if isinstance(left, float) else tf.maximum(left, 0.0)
 
@@ -114,7 +126,8 @@ class Objective:
         found = []
         for name, loss in zip(self._of, self.of_outputs, strict=True):
             sides = (teacher, student) if name is None else (teacher[name], student[name])
-            target = labels if name is None or labels is None else labels[name]
+            # An output without labels has none for its losses: each says what it does then.
+            target = labels if name is None or labels is None else labels.get(name)
             options = {"labels": target} if takes_labels(loss) and target is not None else {}
             options |= {"step": step} if isinstance(loss, Scheduled) else {}
             found.append(_averaged(self._argument, loss, loss(*sides, **options), sample_weight))
@@ -153,7 +166,9 @@ def _averaged(argument: str, loss: Any, per_sample: Any, sample_weight: Any) -> 
     _check_per_sample(argument, loss, per_sample, sample_weight)
     if sample_weight is not None:
         per_sample = per_sample * ops.cast(ops.reshape(sample_weight, (-1,)), "float32")
-    return ops.mean(ops.cast(per_sample, "float32"))
+    per_sample = ops.cast(per_sample, "float32")
+    # A replica may be left without samples.
+    return ops.divide_no_nan(ops.sum(per_sample), ops.cast(ops.shape(per_sample)[0], "float32"))
 
 
 def _check_per_sample(argument: str, loss: Any, values: Any, sample_weight: Any) -> None:

@@ -21,6 +21,8 @@ DISTANCES = ("squared", "absolute", "huber")
 class OutputMatching:
     """Mean distance of the outputs, as they are. It is 0 where both agree.
 
+    It is for values, sigmoids too. `Distiller` refuses networks that end in a softmax, for losses see its logarithms.
+
     Args:
         distance: `squared`; `absolute`, which a few wild outputs of the teacher move less; or `huber`: half the square
             up to `delta`, from there on a line.
@@ -101,7 +103,9 @@ class TeacherBounded:
         """
         teacher, student = comparable("TeacherBounded", teacher_outputs, student_outputs)
         if labels is None:
-            raise InvalidArgumentError("TeacherBounded.labels", "the true values: give the data labels", labels)
+            raise InvalidArgumentError(
+                "TeacherBounded.labels", "the true values: of data with labels, and without `mix`", labels
+            )
         labels = ops.cast(precise(labels), student.dtype)
         if len(labels.shape) == len(student.shape) - 1 and student.shape[-1] == 1:
             labels = ops.expand_dims(labels, axis=-1)

@@ -8,8 +8,8 @@ graph no longer has, and SavedModels of TensorFlow 1.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import tensorflow as tf
@@ -23,11 +23,15 @@ from tfcompress.errors import ModelError
 from tfcompress.files import folder_key
 
 _DEFAULT = "serving_default"
-# `InitializeTableFromTextFile` reads the vocabulary that lies in the folder.
 _REFUSED = re.compile(
     r"PyFunc|(?<!Text)File|Reader|^Save|^Restore|Checkpoint|Dataset|Summary|Debug|^Print|ImmutableConst"
     r"|Rpc|Remote|Send|Recv|Collective"
+    # These take the name of a file, too, or end the process.
+    r"|VocabRemapping|LoadAndRemap|FixedUnigram|RecordInput|Skipgram|DistributedSave|StatisticsSaver|DumpTensor|^Abort"
 )
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+# May read a vocabulary that lies in the folder.
+_TABLE_OF_FILE = re.compile(r"^InitializeTableFromTextFile")
 
 
 def is_saved_model(path: Path) -> bool:
@@ -141,26 +145,59 @@ def _check_graph(path: Path, where: str) -> None:
     except (DecodeError, OSError) as error:
         raise damaged(where, error) from error
     for graph in message.meta_graphs:
-        library = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
-        waiting, seen = list(_entries(graph.object_graph_def)), set[str]()
+        _check_assets(graph.asset_file_def, where)
+        library = {function.signature.name: function for function in graph.graph_def.library.function}
+        objects = graph.object_graph_def
+        # A function, and which of its arguments are files of the folder.
+        waiting = [(name, _own_files(name, library, objects)) for name in _entries(objects)]
+        seen = set[tuple[str, frozenset[str]]]()
         while waiting:
-            name = waiting.pop()
-            if name in seen:
+            name, own_files = waiting.pop()
+            if (name, own_files) in seen or name not in library:
                 continue
-            seen.add(name)
-            for node in library.get(name, ()):
-                if _REFUSED.search(node.op) and node.op not in library:
+            seen.add((name, own_files))
+            for node in library[name].node_def:
+                reads = _TABLE_OF_FILE.search(node.op) and not set(node.input[1:2]) <= own_files
+                if node.op not in library and (reads or _REFUSED.search(node.op)):
                     raise refuse(
                         where,
                         f"its function {name!r} runs the operation {node.op}, which is no part of a model's graph",
                         "If you trust it, load it yourself, and pass a callable that runs it.",
                     )
-                waiting += [node.op, *_called(node)]
+                waiting += [(called, _passed(node, called, library, own_files)) for called in _called(node)]
     if not any(graph.object_graph_def.nodes for graph in message.meta_graphs):
         raise ModelError(
             f"{where} is a SavedModel of TensorFlow 1. Load it yourself (`tf.saved_model.load`), and pass a callable "
             "that runs it."
         )
+
+
+def _check_assets(assets: Any, where: str) -> None:
+    """Raises a `ModelError` if a file that comes with a SavedModel would be looked for outside of its folder."""
+    for asset in assets:
+        if PurePosixPath(asset.filename).is_absolute() or ".." in PurePosixPath(asset.filename).parts:
+            raise refuse(where, f"its file {asset.filename!r} is outside of its folder")
+
+
+def _own_files(name: str, library: Mapping[str, Any], objects: Any) -> frozenset[str]:
+    """Arguments for which a function, as TensorFlow writes it, captures a file that comes with the SavedModel."""
+    if name not in library or name not in objects.concrete_functions:
+        return frozenset()
+    arguments = [argument.name for argument in library[name].signature.input_arg]
+    bound = list(objects.concrete_functions[name].bound_inputs)
+    if any(not 0 <= of < len(objects.nodes) for of in bound):
+        return frozenset()
+    # What is captured comes after what is given.
+    captured = zip(arguments[max(len(arguments) - len(bound), 0) :], bound, strict=False)
+    return frozenset(name for name, of in captured if objects.nodes[of].HasField("asset"))
+
+
+def _passed(node: Any, called: str, library: Mapping[str, Any], own_files: frozenset[str]) -> frozenset[str]:
+    """Arguments of a function for which a node that calls it passes such files on."""
+    if called not in library or (called != node.op and node.op not in _CALLS):
+        return frozenset()
+    arguments = [argument.name for argument in library[called].signature.input_arg]
+    return frozenset(name for name, given in zip(arguments, node.input, strict=False) if given in own_files)
 
 
 def _entries(objects: Any) -> Iterator[str]:
@@ -172,6 +209,7 @@ def _entries(objects: Any) -> Iterator[str]:
 
 
 def _called(node: Any) -> Iterator[str]:
+    yield node.op
     for attribute in node.attr.values():
         yield attribute.func.name
         yield from (function.name for function in attribute.list.func)

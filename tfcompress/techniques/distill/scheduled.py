@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
@@ -23,6 +24,9 @@ from tfcompress.techniques.distill.outputs import precise, takes_labels
 
 Schedule = Callable[[Any], Any]
 
+# A schedule that runs down to nothing would divide by it.
+_LEAST_TEMPERATURE = 1e-2
+
 
 @dataclasses.dataclass(frozen=True)
 class Scheduled:
@@ -30,12 +34,13 @@ class Scheduled:
 
     Args:
         loss: Any loss that `Distiller` takes, `Features` too.
-        weight: Gives the weight at a step, of at least 0; None keeps the loss's own.
-        temperature: Gives the temperature at a step, above 0, for a loss that has one; None keeps the loss's own.
+        weight: Gives the weight at a step, a float32 tensor; one below 0 counts as 0. None keeps the loss's own.
+        temperature: Gives the temperature at a step, for a loss that has one; one below 0.01 counts as that. None keeps
+            the loss's own.
 
     Raises:
-        InvalidArgumentError: If there is no schedule, one does not give such a number at step 0, or the loss has no
-            temperature.
+        InvalidArgumentError: If there is no schedule, one is not of operations on tensors or gives no number of its
+            range at step 0, or the loss has no temperature.
 
     Example:
         >>> import keras
@@ -57,6 +62,8 @@ class Scheduled:
 
     def __post_init__(self):
         inner = as_loss("Scheduled.loss", self.loss)
+        if isinstance(inner, Scheduled):
+            raise InvalidArgumentError("Scheduled.loss", "a loss without a schedule; one has both of its own", inner)
         object.__setattr__(self, "loss", inner)
         if self.weight is None and self.temperature is None:
             raise InvalidArgumentError("Scheduled.weight", "a schedule, or one of the temperature", None)
@@ -69,7 +76,7 @@ class Scheduled:
         """The weight at a step."""
         if self.weight is None:
             return float(getattr(self.loss, "weight", 1.0))
-        return ops.cast(self.weight(step), "float32")
+        return ops.maximum(_at(self.weight, step), 0.0)
 
     @property
     def needs_whole_batch(self) -> bool:
@@ -82,7 +89,7 @@ class Scheduled:
         if self.temperature is None:
             return self.loss(teacher_outputs, student_outputs, **options)
         # A loss at temperature T is T squared times that at 1 of outputs that are divided by T.
-        temperature = ops.cast(self.temperature(step), "float32")
+        temperature = ops.maximum(_at(self.temperature, step), _LEAST_TEMPERATURE)
         at_one = dataclasses.replace(self.loss, temperature=1.0)
         sides = [precise(outputs) / temperature for outputs in (teacher_outputs, student_outputs)]
         return temperature**2 * at_one(*sides, **options)
@@ -101,11 +108,22 @@ def features_of(loss: Any) -> Features | None:
     return inner if isinstance(inner, Features) else None
 
 
+def _at(schedule: Schedule, step: Any) -> Any:
+    """What a schedule gives at a step, which it may divide and multiply."""
+    return ops.cast(schedule(ops.cast(step, "float32")), "float32")
+
+
 def _check(name: str, schedule: Any, wanted: str, least: float) -> None:
     if schedule is None:
         return
     if not callable(schedule):
         raise InvalidArgumentError(name, wanted, schedule)
-    first = np.asarray(ops.convert_to_numpy(schedule(ops.convert_to_tensor(0))))
+    try:
+        # As in a training, where the step is not known yet.
+        traced = tf.function(lambda step: _at(schedule, step), autograph=False)
+        first = np.asarray(ops.convert_to_numpy(traced(tf.constant(0))))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        what = f"{wanted}, of `keras.ops` or TensorFlow operations: no `if`, no NumPy"
+        raise InvalidArgumentError(name, what, f"{type(error).__name__}: {error}") from error
     if first.shape or not least <= float(first) < float("inf"):
         raise InvalidArgumentError(name, wanted, first.tolist())

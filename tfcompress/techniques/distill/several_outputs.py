@@ -15,6 +15,7 @@ from typing import Any
 import keras
 
 from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.graph.outputs import gives_sigmoids
 from tfcompress.graph.trace import has_graph, require_functional
 from tfcompress.techniques.distill.teacher import Teacher
 
@@ -44,11 +45,12 @@ class TeacherOfSeveral:
     """A teacher with several outputs.
 
     Args:
-        source: A Keras model, or a callable from a batch to a dict of outputs.
+        source: A Keras model, a callable from a batch to a dict of outputs, or a `Teacher` over one of them, without a
+            `class_map`.
         names: The outputs that are learned.
 
     Raises:
-        InvalidArgumentError: If it is neither, or has no such outputs.
+        InvalidArgumentError: If it is none of these, or has no such outputs.
 
     Example:
         >>> teacher = TeacherOfSeveral(lambda x: {"one": x, "two": 2 * x}, ["two"])
@@ -61,30 +63,38 @@ class TeacherOfSeveral:
     needs_labels = False
     num_classes = None
     output_shape = None
-    compiles = True
 
     def __init__(self, source: Any, names: Sequence[str]):
-        if isinstance(source, Teacher) and not hasattr(source, "follow"):
-            source = source.source
+        teacher = source if isinstance(source, Teacher) and not hasattr(source, "follow") else None
+        source = source if teacher is None else teacher.source
         if not isinstance(source, keras.Model) and not (callable(source) and not hasattr(source, "logits")):
             raise InvalidArgumentError(
                 "teacher", "a Keras model, or a callable that gives a dict, where losses are given by output", source
             )
+        self._teacher = Teacher(source) if teacher is None else teacher
+        if self._teacher.has_class_map:
+            raise InvalidArgumentError("Teacher.class_map", "None where losses are given by output", "a class map")
         self.source = source
         self._names = tuple(names)
-        self._outputs = {name: Teacher(_passing(name)) for name in names}
+        self.outputs = {name: Teacher(_passing(name)) for name in names}
         if isinstance(source, keras.Model) and has_graph(source):
             model = require_functional(source)
-            self._chosen(named_outputs(model, model.output))
+            for name, output in self._chosen(named_outputs(model, model.output)).items():
+                self.outputs[name].gives_sigmoids = gives_sigmoids(keras.Model(model.input, output))
 
     @property
     def models(self) -> tuple[keras.Model, ...]:
         """The Keras models that it asks."""
         return (self.source,) if isinstance(self.source, keras.Model) else ()
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the teacher is made of TensorFlow operations that XLA can compile."""
+        return self._teacher.compiles
+
     def in_scope(self) -> TeacherOfSeveral:
         """The teacher to use under the running distribution strategy."""
-        return TeacherOfSeveral(Teacher(self.source).in_scope(), self._names)
+        return TeacherOfSeveral(self._teacher.in_scope(), self._names)
 
     def find_out_outputs(self, inputs: Any) -> None:
         """Looks at each output, as `Teacher.find_out_outputs` does.
@@ -93,15 +103,14 @@ class TeacherOfSeveral:
             ModelError: As that does.
         """
         for name, outputs in self._of(inputs).items():
-            self._outputs[name].find_out_outputs(outputs)
+            self.outputs[name].find_out_outputs(outputs)
 
     def logits(self, inputs: Any, labels: Any = None) -> dict[str, Any]:
         """Float32 logits by the name of the output, with no gradient; labels are not looked at."""
-        return {name: self._outputs[name].logits(outputs) for name, outputs in self._of(inputs).items()}
+        return {name: self.outputs[name].logits(outputs) for name, outputs in self._of(inputs).items()}
 
     def _of(self, inputs: Any) -> dict[str, Any]:
-        options = {"training": False} if isinstance(self.source, keras.Model) else {}
-        return self._chosen(named_outputs(self.source, self.source(inputs, **options)))
+        return self._chosen(named_outputs(self.source, self._teacher.as_given(inputs)))
 
     def _chosen(self, outputs: dict[str, Any]) -> dict[str, Any]:
         missing = [name for name in self._names if name not in outputs]

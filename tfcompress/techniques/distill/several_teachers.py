@@ -70,6 +70,17 @@ class Ensemble:
         return f"the ensemble of {', '.join(teacher.name for teacher in self.teachers)}"
 
     @property
+    def gives_distributions(self) -> bool | None:
+        """Whether its logits are logarithms of probabilities of classes; None if only its first outputs will tell."""
+        members = [teacher.gives_distributions for teacher in self.teachers]
+        return True if self.combine != "logits" or True in members else None if None in members else False
+
+    @property
+    def gives_sigmoids(self) -> bool:
+        """Whether a member is known to give sigmoids."""
+        return any(teacher.gives_sigmoids for teacher in self.teachers)
+
+    @property
     def models(self) -> tuple[keras.Model, ...]:
         """The Keras 3 models that it asks."""
         return tuple(model for teacher in self.teachers for model in teacher.models)

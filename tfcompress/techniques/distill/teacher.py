@@ -20,9 +20,10 @@ import tensorflow as tf
 from tfcompress.data.taught import TaughtInputs
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.files import content_key
-from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities
+from tfcompress.graph.outputs import SMALLEST_PROBABILITY, are_probabilities, look_like_sigmoids
 from tfcompress.techniques.distill.teacher_inputs import check_fits, to_teacher
 from tfcompress.techniques.distill.teacher_source import Shape, describe, read
+from tfcompress.training.copying import copy_model
 
 OwnKind = TypeVar("OwnKind", bound="Teacher")
 
@@ -34,6 +35,9 @@ def probabilities_to_logits(probabilities: Any, step: float = 0.0) -> Any:
         probabilities: Shape `(batch, classes)`.
         step: Distance of two neighbouring values, 0 for floats; a rounded zero stands for half a step.
     """
+    if probabilities.dtype == tf.float16:
+        # What float16 cannot show is no number of float32, whose logarithm is five times as low.
+        step = max(step, float(np.finfo("float16").smallest_subnormal))
     return tf.math.log(tf.maximum(tf.cast(probabilities, tf.float32), max(step / 2, SMALLEST_PROBABILITY)))
 
 
@@ -87,6 +91,7 @@ class Teacher:
         self._about = describe(source)
         # These are known from a graph, or found out from the first batch.
         self._gives_probabilities = self._about.probabilities
+        self.gives_sigmoids = self._about.sigmoids
         self._source_shape = self._about.output_shape
         self._check_class_map()
 
@@ -100,14 +105,32 @@ class Teacher:
         """The teacher to use under the running distribution strategy: a Keras model is copied into its scope."""
         if not tf.distribute.has_strategy() or not isinstance(self.source, keras.Model):
             return self
-        model = keras.models.clone_model(self.source)
-        model.set_weights(self.source.get_weights())
-        return self.with_source(model)
+        try:
+            return self.with_source(copy_model(self.source, precision=None))
+        except ValueError as error:
+            # Of a class with a `get_config`, the copy may have no weights yet, which Keras says as a ValueError.
+            # After the first paragraph comes an example of many lines.
+            why = " ".join(str(error.__cause__ or error).strip().partition("\n\n")[0].split())
+            raise ModelError(
+                f"The teacher, {self.name}, must be copied into the scope of the distribution strategy, and Keras "
+                f"cannot copy it: {why} Build it as a functional model, or pass a callable: "
+                "`lambda x: model(x, training=False)`."
+            ) from error
 
     @property
     def name(self) -> str:
         """What errors call it, such as "the Keras model 'resnet'"."""
         return self._about.name
+
+    @property
+    def has_class_map(self) -> bool:
+        """Whether it gives some of the source's classes, or all in another order."""
+        return self._class_map is not None
+
+    @property
+    def gives_distributions(self) -> bool | None:
+        """Whether its logits are logarithms of probabilities of classes; None if only its first outputs will tell."""
+        return self._gives_probabilities
 
     @property
     def models(self) -> tuple[keras.Model, ...]:
@@ -146,6 +169,16 @@ class Teacher:
         """Inputs of the data as the source takes them: resized, and in its range."""
         return self._to_teacher(inputs)
 
+    def as_given(self, inputs: Any) -> Any:
+        """What the source gives for inputs of the data: as many tensors as it has outputs, in its own scale.
+
+        Raises:
+            ModelError: If the inputs do not fit the source.
+        """
+        prepared = self.prepare(inputs)
+        check_fits(self._about, prepared)
+        return self._about.outputs(prepared)
+
     def find_out_outputs(self, inputs: Any) -> None:
         """Looks at the outputs for some inputs: whether they can be used, and whether they are probabilities.
 
@@ -157,9 +190,13 @@ class Teacher:
             raise InvalidArgumentError(
                 "x", "batches without stored outputs, or the `StoredOutputs` they come from as teacher", "TaughtInputs"
             )
-        prepared = self.prepare(inputs)
-        check_fits(self._about, prepared)
-        outputs = self._one_tensor(self._about.outputs(prepared))
+        outputs = self._one_tensor(self.as_given(inputs))
+        if isinstance(outputs, np.ndarray) and all(map(tf.is_tensor, keras.tree.flatten(inputs))):
+            raise ModelError(
+                f"The teacher, {self.name}, must give a tensor for tensors, for it becomes part of a compiled step. "
+                "Received: a NumPy array. Pass a Keras model itself, not its `predict`; Python code goes into "
+                "`tf.numpy_function`."
+            )
         values = keras.ops.convert_to_numpy(outputs)
         samples = len(keras.tree.flatten(inputs)[0])
         if values.ndim < 2 or len(values) != samples:
@@ -175,6 +212,8 @@ class Teacher:
         self._check_class_map()
         if self._gives_probabilities is None:
             self._gives_probabilities = are_probabilities(values, self._about.step)
+        if self.gives_sigmoids is None:
+            self.gives_sigmoids = not self._gives_probabilities and look_like_sigmoids(values)
 
     def logits(self, inputs: Any, labels: Any = None) -> Any:
         """Float32 logits of shape `(batch, classes)`, with no gradient; labels are not looked at."""
@@ -182,7 +221,10 @@ class Teacher:
             if tf.inside_function():
                 raise ModelError("Call `Teacher.find_out_outputs` with a batch before compiling this teacher.")
             self.find_out_outputs(inputs)
-        outputs = tf.stop_gradient(self._one_tensor(self._about.outputs(self.prepare(inputs))))
+        outputs = tf.stop_gradient(self._one_tensor(self.as_given(inputs)))
+        if outputs.shape.rank is None and self._source_shape:
+            # Python code in a callable hides the shape. Between, there may be positions, which differ between batches.
+            outputs.set_shape((None, *(None for _ in self._source_shape[:-1]), self._source_shape[-1]))
         if self._gives_probabilities:
             outputs = probabilities_to_logits(outputs, self._about.step)
         logits = tf.cast(outputs, tf.float32)

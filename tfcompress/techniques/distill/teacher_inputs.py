@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfcompress.data.dataset import check_range
 from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.techniques.distill.interpolation import triangle_weights
 from tfcompress.techniques.distill.teacher_source import Source
@@ -53,10 +54,16 @@ def to_teacher(
         InvalidArgumentError: If one is out of its range.
     """
     size = None if resize is None else _checked_size(resize)
-    if input_range is None or input_range == data_range:
+    if input_range is None and data_range is None:
         return ToTeacher(size=size)
+    if input_range is None:
+        raise InvalidArgumentError("data_range", "left out where `input_range` is, which it goes with", data_range)
     if data_range is None:
         raise InvalidArgumentError("data_range", "the range of the data when `input_range` is given", data_range)
+    check_range("input_range", input_range)
+    check_range("data_range", data_range)
+    if tuple(input_range) == tuple(data_range):
+        return ToTeacher(size=size)
     scale = (input_range[1] - input_range[0]) / (data_range[1] - data_range[0])
     return ToTeacher(scale, input_range[0] - data_range[0] * scale, size)
 

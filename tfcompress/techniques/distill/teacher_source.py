@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from absl import logging
 
 from tfcompress.bridge.load import is_tf_keras, load
 from tfcompress.bridge.recognize import Kind, recognize
 from tfcompress.errors import InvalidArgumentError, ModelError
-from tfcompress.graph.outputs import gives_probabilities, output_step
+from tfcompress.graph.outputs import gives_sigmoids, known_probabilities, output_step
 from tfcompress.graph.trace import has_graph
 from tfcompress.measure.tflite_runner import TFLiteRunner
 from tfcompress.techniques.distill.saved_model import SavedModel, is_saved_model
@@ -38,8 +39,9 @@ class Source:
         inputs: Shapes of the inputs by name, without the batch, as far as they are known.
         output_shape: Shape of the one output, without the batch; None if it is not known.
         probabilities: Whether it gives probabilities; None if only outputs tell.
+        sigmoids: Whether it gives sigmoids; None if only outputs tell.
         step: Distance of two neighbouring output values, 0 for floats.
-        compiles: Whether it is made of TensorFlow operations.
+        compiles: Whether it is made of TensorFlow operations that XLA can compile.
         adjusts_rank: Whether a last axis of 1 may be there or not.
         content: Gives what it is known by: its weights or its file; None where there is no such thing.
     """
@@ -49,6 +51,7 @@ class Source:
     inputs: Mapping[str, Shape] = dataclasses.field(default_factory=dict)
     output_shape: Shape | None = None
     probabilities: bool | None = None
+    sigmoids: bool | None = None
     step: float = 0.0
     compiles: bool = True
     adjusts_rank: bool = False
@@ -110,20 +113,25 @@ def describe(source: Any) -> Source:
 
 
 def _keras(model: keras.Model) -> Source:
+    _check_stateless(model)
     known = has_graph(model)
     return Source(
         name=f"the Keras model {model.name!r}",
         outputs=lambda inputs: model(inputs, training=False),
         inputs={tensor.name: tuple(tensor.shape[1:]) for tensor in model.inputs} if known else {},
         output_shape=tuple(model.outputs[0].shape[1:]) if known and len(model.outputs) == 1 else None,
-        probabilities=gives_probabilities(model) if known and len(model.outputs) == 1 else None,
+        probabilities=known_probabilities(model) if known and len(model.outputs) == 1 else None,
+        sigmoids=gives_sigmoids(model) if known and len(model.outputs) == 1 else None,
         step=output_step(model) if known else 0.0,
+        # As Keras decides for a model of its own: tables, for one, are not for XLA.
+        compiles=all(layer.supports_jit for layer in model._flatten_layers()),
         adjusts_rank=True,
         content=lambda: tuple(weight.tobytes() for weight in model.get_weights()),
     )
 
 
 def _tf_keras(model: Any) -> Source:
+    _check_stateless(model)
     inputs, outputs = (tf.nest.flatten(getattr(model, side, None) or []) for side in ("inputs", "outputs"))
     return Source(
         name=f"the tf_keras model {model.name!r}",
@@ -135,6 +143,21 @@ def _tf_keras(model: Any) -> Source:
     )
 
 
+def _check_stateless(model: Any) -> None:
+    """Raises a `ModelError` if what a model, of either Keras, says about a batch depends on the batches before."""
+    names = [
+        layer.name
+        for layer in model._flatten_layers()
+        if getattr(layer, "stateful", False) and hasattr(layer, "states")
+    ]
+    if names:
+        raise ModelError(
+            f"A teacher must say the same about a sample whenever it is asked. Received: the model {model.name!r}, "
+            f"whose recurrent layers {names} carry their states from batch to batch. Build it with stateful=False, "
+            "and give it the weights."
+        )
+
+
 def _tflite(runner: TFLiteRunner) -> Source:
     sides = {"inputs": runner.inputs, "outputs": runner.outputs}
     if any(len(side) != 1 for side in sides.values()):
@@ -142,8 +165,12 @@ def _tflite(runner: TFLiteRunner) -> Source:
         raise ModelError(f"A .tflite teacher must have one input and one output. Received: {named}.")
     output_shape = tuple(int(size) for size in runner.output_details["shape"][1:])
 
+    def predict(inputs: Any) -> Any:
+        # A replica's share of a small last batch may be none.
+        return runner.predict(inputs) if len(inputs) else np.zeros((0, *output_shape), "float32")
+
     def outputs(inputs: Any) -> Any:
-        found = tf.numpy_function(runner.predict, [inputs], tf.float32, stateful=False)
+        found = tf.numpy_function(predict, [inputs], tf.float32, stateful=False)
         # Between, there may be positions, of which the file shows how many a sample without content has.
         found.set_shape((inputs.shape[0], *(None for _ in output_shape[:-1]), output_shape[-1]))
         return found

@@ -15,6 +15,8 @@ from typing import Any
 
 import h5py
 import keras
+import numpy as np
+import tensorflow as tf
 
 _GROUP = "_distiller"
 
@@ -37,13 +39,20 @@ def read_state(path: Any, variables: Sequence[keras.Variable]) -> None:
         if _GROUP not in file:
             return
         group = file[_GROUP]
-        values = [group[str(at)][()] for at in range(len(group))]
+        values = [_read(group[str(at)]) for at in range(len(group))]
     if [value.shape for value in values] != [tuple(variable.shape) for variable in variables]:
         warnings.warn(
-            f"{str(path)!r} holds the state of another training: the student's weights are read, and neither the "
-            "optimizer nor what trains along.",
+            f"{str(path)!r} holds the state of another training, with other variables than this one has by now: the "
+            "student's weights are read, and neither the optimizer nor what trains along. Compile this one as that one "
+            "was, and where features of networks without a graph are compared, train on a batch first.",
             stacklevel=3,
         )
         return
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
+
+
+def _read(dataset: Any) -> np.ndarray:
+    value = dataset[()]
+    # HDF5 does not know bfloat16, and gives its bytes.
+    return value.view(tf.bfloat16.as_numpy_dtype) if value.dtype.kind == "V" else value

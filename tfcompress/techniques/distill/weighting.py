@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from tfcompress.errors import InvalidArgumentError
@@ -29,6 +30,7 @@ from tfcompress.techniques.distill.outputs import (
     takes_labels,
 )
 from tfcompress.techniques.distill.regression import TeacherBounded
+from tfcompress.techniques.distill.scheduled import Scheduled
 
 # Logits with a standard deviation below 0.01 are those of a network that knows nothing yet. They are not blown up
 # further, and so their gradient is neither.
@@ -55,6 +57,9 @@ class AroundLoss:
         inner = as_loss(f"{type(self).__name__}.loss", self.loss)
         if isinstance(inner, Features):
             raise InvalidArgumentError(f"{type(self).__name__}.loss", "a loss of outputs", self.loss)
+        if isinstance(inner, Scheduled):
+            expected = f"a loss without a schedule: write `Scheduled({type(self).__name__}(...))`"
+            raise InvalidArgumentError(f"{type(self).__name__}.loss", expected, self.loss)
         if getattr(inner, "needs_whole_batch", False):
             raise InvalidArgumentError(
                 f"{type(self).__name__}.loss", "a loss with a value for each sample, not one for the batch", self.loss
@@ -102,9 +107,12 @@ class PerClass(AroundLoss):
 
     def __post_init__(self):
         super().__post_init__()
-        weights = tuple(float(weight) for weight in self.weights)
-        if not weights or not all(0 <= weight < float("inf") for weight in weights):
-            raise InvalidArgumentError("PerClass.weights", "numbers of at least 0, one for each class", self.weights)
+        given = tuple(self.weights) if isinstance(self.weights, list | tuple | np.ndarray) else ()
+        of_range = [isinstance(one, int | float | np.number) and 0 <= one < float("inf") for one in given]
+        if not given or not all(of_range):
+            wanted = "a list of numbers of at least 0, one for each class"
+            raise InvalidArgumentError("PerClass.weights", wanted, self.weights)
+        weights = tuple(float(weight) for weight in given)
         object.__setattr__(self, "weights", weights)
 
     def __call__(self, teacher_logits: Any, student_logits: Any, labels: Any = None) -> Any:
@@ -175,7 +183,9 @@ class WhereCorrect(AroundLoss):
         """Returns the loss of each sample, shape `(batch,)`, for integer or one-hot labels."""
         teacher, student = comparable("WhereCorrect", teacher_logits, student_logits, least=2)
         if labels is None:
-            raise InvalidArgumentError("WhereCorrect.labels", "the true classes: give the data labels", labels)
+            raise InvalidArgumentError(
+                "WhereCorrect.labels", "the true classes: of data with labels, and without `mix`", labels
+            )
         labels = integer_labels("WhereCorrect", labels, teacher)
         correct = ops.equal(ops.cast(ops.argmax(teacher, axis=-1), labels.dtype), labels)
         return mean_over_positions(ops.cast(correct, student.dtype) * self._of_positions(teacher, student, labels))

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfcompress.errors import InvalidArgumentError
+from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.trace import has_graph, require_functional
 from tfcompress.techniques.distill.features.pairs import Between, Features
 from tfcompress.techniques.distill.features.taps import Heard, Tap, Taps
@@ -78,9 +78,18 @@ class Comparison:
             yield heard
 
     def losses(self, of_teacher: Heard, of_student: Heard) -> list[Any]:
-        """The loss of each pair, shape `(batch,)`, from what was heard in both forward passes."""
+        """The loss of each pair, shape `(batch,)`, from what was heard in both forward passes.
+
+        Raises:
+            ModelError: If `build` has not been called yet, or a layer has not run once.
+        """
         if not self.pairs:
             return []
+        if not self._between:
+            raise ModelError(
+                "The shapes of features must be known before a step, and networks without a graph show them on a batch "
+                "only. Call `fit` or `train_on_batch`."
+            )
         teacher = self._taps["teacher"].values(of_teacher)
         student = self._taps["student"].values(of_student)
         return [

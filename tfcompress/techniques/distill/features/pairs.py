@@ -51,6 +51,10 @@ class Features:
     def __post_init__(self):
         if not (callable(self.loss) or hasattr(self.loss, "trained_along")):
             raise InvalidArgumentError("Features.loss", "a loss of features, such as Hints()", self.loss)
+        if isinstance(self.loss, type) or hasattr(self.loss, "weight_at"):
+            raise InvalidArgumentError(
+                "Features.loss", "a loss itself, such as `Hints()`; a schedule goes around `Features`", self.loss
+            )
         for side in ("teacher_layer", "student_layer"):
             names = getattr(self, side)
             several = isinstance(names, list | tuple) and names

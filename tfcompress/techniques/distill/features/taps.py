@@ -15,8 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
+import tensorflow as tf
 
 from tfcompress.errors import InvalidArgumentError, ModelError
+
+# Stands for a value that only another graph has.
+_UNREACHABLE = object()
 
 
 class Tap(NamedTuple):
@@ -80,11 +84,11 @@ class Taps:
             self._listeners += 1
             if self._listeners == 1:
                 self._install()
-        self._of_thread.heard = heard
+        self._of_thread.heard, self._of_thread.graph = heard, tf.compat.v1.get_default_graph()
         try:
             yield heard
         finally:
-            self._of_thread.heard = None
+            self._of_thread.heard = self._of_thread.graph = None
             with self._lock:
                 self._listeners -= 1
                 if self._listeners == 0:
@@ -98,9 +102,17 @@ class Taps:
         """
         found = {}
         for tap, values in heard.items():
+            if any(value is _UNREACHABLE for value in values):
+                raise ModelError(
+                    f"`{self._argument}` must be a layer that is not called within a `tf.function` or a loop of the "
+                    f"network's own, out of which no tensor comes. Received: {tap.layer!r}. Leave out the decorator "
+                    "`@tf.function`: a training is compiled as a whole."
+                )
             tensors = keras.tree.flatten(values[0]) if len(values) == 1 else []
             if len(tensors) != 1:
                 received = f"it gives {len(tensors)} tensors" if len(values) == 1 else f"it ran {len(values)} times"
+                if not values:
+                    received += ", or within a `tf.function` of the network's own"
                 raise ModelError(
                     f"`{self._argument}` must be a layer that runs once in a forward pass, and gives one tensor; one "
                     f"before or after it may. Received: {tap.layer!r}; {received}"
@@ -128,7 +140,8 @@ class Taps:
     def _hear(self, tap: Tap, value: Any) -> None:
         heard = getattr(self._of_thread, "heard", None)
         if heard is not None:
-            heard[tap].append(value)
+            outside = self._of_thread.graph is not tf.compat.v1.get_default_graph()
+            heard[tap].append(_UNREACHABLE if outside else value)
 
     def _hook(self, tap: Tap, original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
