@@ -51,6 +51,21 @@ def test_a_killed_training_resumes_exactly(tmp_path, keep, precision):
     np.testing.assert_array_equal(finished.model.get_weights()[0], resumed.model.get_weights()[0])
 
 
+def test_a_step_is_traced_once():
+    traced = []
+
+    class Noted(keras.layers.Layer):
+        def call(self, inputs, training=False):
+            if training and tf.inside_function():
+                traced.append(inputs.shape)
+            return inputs
+
+    model = keras.Sequential([keras.Input((8,)), Noted(), keras.layers.Dense(4)])
+    result = fit(model, blob_dataset(shape=(8,)), TrainSettings(epochs=2), batch_size=32, seed=0)
+    assert len(traced) == 1
+    assert max(result.history["accuracy"]) <= 1 and len(result.history["val_accuracy"]) == 2
+
+
 def test_checkpoint_of_another_training_is_refused(tmp_path):
     data, model = blob_dataset(shape=(8,)), tiny_mlp()
     options = {"batch_size": 32, "seed": 0, "checkpoint": tmp_path / "state.npz"}

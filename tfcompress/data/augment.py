@@ -110,15 +110,14 @@ class Augmentation:
             (_CROP_TOP, 0, 2 * self.crop),
             (_CROP_LEFT, 0, 2 * self.crop),
         ]
-        return tf.stack(
-            [
-                tf.random.stateless_uniform(
-                    [size], stream_seed(seed, epoch, purpose), low, high + 1, dtype=tf.int32, alg="philox"
-                )
-                for purpose, low, high in columns
-            ],
-            axis=1,
-        )
+
+        def drawn(purpose: int, low: int, high: int) -> tf.Tensor:
+            if low == high:  # Nothing to draw, and nothing to trace.
+                return tf.fill([size], low)
+            seeds = stream_seed(seed, epoch, purpose)
+            return tf.random.stateless_uniform([size], seeds, low, high + 1, dtype=tf.int32, alg="philox")
+
+        return tf.stack([drawn(*column) for column in columns], axis=1)
 
     def apply(self, images: tf.Tensor, draws: tf.Tensor, *, fill: float = 0.0) -> tf.Tensor:
         """Flips, shifts and crops a batch.

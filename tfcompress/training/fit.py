@@ -105,7 +105,7 @@ def fit(
             jit_compile=settings.jit_compile,
             steps_per_execution=settings.steps_per_execution,
         )
-        trainable.optimizer.build(trainable.trainable_variables)
+        _make_variables(trainable, settings, data.num_classes)
 
     best = BestEpoch(replica, settings.early_stopping, settings.keep == "best")
     own = [] if callbacks is None else list(callbacks(replica))
@@ -174,6 +174,14 @@ def check_steps_per_execution(settings: TrainSettings, steps: int) -> None:
             f"a divisor of the {steps} steps of an epoch, one of {divisors}",
             settings.steps_per_execution,
         )
+
+
+def _make_variables(trainable: keras.Model, settings: TrainSettings, classes: int) -> None:
+    """Makes the variables of optimizer and metrics: a step that made them would be traced twice by TensorFlow."""
+    trainable.optimizer.build(trainable.trainable_variables)
+    if settings.strategy == "default":  # Under another one Keras makes those of metrics by itself.
+        trainable.compute_metrics(None, tf.zeros((1,), tf.int32), tf.zeros((1, classes)))
+        trainable.reset_metrics()
 
 
 def check_batch_size(settings: TrainSettings, samples: int, batch_size: int) -> None:
