@@ -283,6 +283,22 @@ def test_a_constraint_that_means_do_not_keep_is_refused():
     tfc.WeightClustering(model, 6, exclude=["second"])
 
 
+def test_a_model_of_bounded_norms_is_neither_clustered_nor_held():
+    model = keras.Sequential([keras.Input((8,)), kl.Dense(32, kernel_constraint="max_norm", name="bounded")])
+    why = "Kernel 'bounded' has a constraint, MaxNorm, that values shared"
+    with pytest.raises(ModelError, match=why):
+        tfc.cluster(model, 6)
+    kernel = model.get_layer("bounded").kernel
+    model.compile("sgd", "mse")
+    x, y = np.ones((4, 8)), np.ones((4, 32))
+    with_zeros(model.get_layer("bounded"))
+    # Its zeros alone are shared.
+    model.fit(x, y, verbose=0, callbacks=[tfc.HoldClusters(model)])
+    kernel.assign(cluster_kernel(kernel.numpy(), 6))
+    with pytest.raises(ModelError, match=why):
+        model.fit(x, y, verbose=0, callbacks=[tfc.HoldClusters(model)])
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_weights_that_are_no_numbers_are_refused(wrong):
     model = tiny_mlp()

@@ -10,13 +10,14 @@ removed. Of several of ours on one variable any may go first: the others close t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfcompress.errors import TrainingError
+from tfcompress.errors import ModelError, TrainingError
+from tfcompress.techniques.kernels import Kernel
 
 
 class Held(keras.constraints.Constraint):
@@ -108,3 +109,21 @@ def constraint_of_layer(variable: Any) -> Callable | None:
     while isinstance(constraint, Held):
         constraint = constraint._own_constraint
     return constraint
+
+
+def refuse_broken_by_means(kernels: Iterable[Kernel]) -> None:
+    """Refuses kernels that values shared by their weights would take out of the constraint that their layer has.
+
+    A value is the mean of its weights. Where each weight is at least zero so is their mean; nothing like it holds of
+    norms, or of constraints that are not known.
+
+    Raises:
+        ModelError: For the first kernel with a constraint other than `NonNeg`.
+    """
+    for kernel in kernels:
+        constraint = constraint_of_layer(kernel.variable)
+        if constraint is not None and not isinstance(constraint, keras.constraints.NonNeg):
+            raise ModelError(
+                f"Kernel {kernel.name!r} has a constraint, {type(constraint).__name__}, that values shared by its "
+                "weights would not keep; only NonNeg is kept. Name the layer in `exclude`, or remove the constraint."
+            )

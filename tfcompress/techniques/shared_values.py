@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfcompress.graph.normalized_sums import normalized_sums
-from tfcompress.techniques.constraints import Held, begin
+from tfcompress.techniques.constraints import Held, begin, refuse_broken_by_means
 from tfcompress.techniques.kernels import find_kernels, kernels_of
 
 # What the integers of a file can tell apart.
@@ -93,6 +93,8 @@ class HoldClusters(keras.callbacks.Callback):
 
     Raises:
         TrainingError: When training begins, if the same `fit` prunes a kernel that is held.
+        ModelError: When training begins, if a kernel that shares values has a constraint of its layer other than
+            `NonNeg`.
 
     Example:
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="y")])
@@ -110,8 +112,14 @@ class HoldClusters(keras.callbacks.Callback):
         self._held: list[Held] = []
 
     def on_train_begin(self, logs=None):
-        kernels = [kernel.variable for kernel in find_kernels(self._clustered, tables=True)]
-        few = [kernel for kernel in kernels if holds_few_values(keras.ops.convert_to_numpy(kernel))]
+        few, shared = [], []
+        for kernel in find_kernels(self._clustered, tables=True):
+            weights = keras.ops.convert_to_numpy(kernel.variable)
+            if holds_few_values(weights):
+                few.append(kernel.variable)
+                # Where only zeros are equal, each mean is a weight, and no constraint is broken.
+                shared += [kernel] if shares_values(weights) else []
+        refuse_broken_by_means(shared)
         strategy = self.model.distribute_strategy
         self._held = share(self, self._clustered, few, lambda kernel: SharedValues(kernel, strategy))
 

@@ -97,7 +97,7 @@ class ReassignedValues(Held):
 
     Args:
         variable: A trainable Keras variable; a constraint that it has already is applied before. That of its layer must
-            be one on each weight by itself, which a mean of such weights keeps; see `check_constraints`.
+            be one on each weight by itself, which a mean of such weights keeps; see `refuse_broken_by_means`.
         clusters: Its clusters, which were chosen.
 
     Example:

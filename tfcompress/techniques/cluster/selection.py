@@ -11,7 +11,6 @@ from typing import Any
 import keras
 
 from tfcompress.errors import ModelError
-from tfcompress.techniques.constraints import constraint_of_layer
 from tfcompress.techniques.kernels import Kernel, find_kernels, why_hidden
 from tfcompress.techniques.layer_names import check_patterns, fits
 
@@ -73,24 +72,6 @@ def clusterable_in_file(
                 "integers of equal weights in each channel. Cluster the model before `quantize_aware`."
             )
     return kernels
-
-
-def check_constraints(kernels: Iterable[Kernel]) -> None:
-    """Refuses kernels whose values cannot be trained within the constraint that their layer has.
-
-    A value is the mean of its weights. Where each weight is at least zero so is their mean; nothing like it holds of
-    norms, or of constraints that are not known.
-
-    Raises:
-        ModelError: For the first kernel with a constraint other than `NonNeg`.
-    """
-    for kernel in kernels:
-        constraint = constraint_of_layer(kernel.variable)
-        if constraint is not None and not isinstance(constraint, keras.constraints.NonNeg):
-            raise ModelError(
-                f"Kernel {kernel.name!r} has a constraint, {type(constraint).__name__}, that values shared by its "
-                "weights would not keep; only NonNeg is kept. Name the layer in `exclude`, or remove the constraint."
-            )
 
 
 def has_scales_of_channels(layer: Any) -> bool:

@@ -16,7 +16,8 @@ from tfcompress.graph.copy_layer import copy_layer
 from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.cluster.callback import WeightClustering
 from tfcompress.techniques.cluster.centroids import check_clusters
-from tfcompress.techniques.cluster.selection import check_constraints, clusterable_kernels, has_scales_of_channels
+from tfcompress.techniques.cluster.selection import clusterable_kernels, has_scales_of_channels
+from tfcompress.techniques.constraints import refuse_broken_by_means
 from tfcompress.techniques.shared_values import MOST_VALUES
 
 
@@ -46,7 +47,7 @@ class Cluster(Technique):
         return True
 
     def check(self, model: keras.Model, total_steps: int) -> None:
-        check_constraints(clusterable_kernels(model, self.clusters, self.include, self.exclude))
+        refuse_broken_by_means(clusterable_kernels(model, self.clusters, self.include, self.exclude))
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         def callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
