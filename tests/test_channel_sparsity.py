@@ -247,7 +247,7 @@ SIZES = {
     ("kind", "build", "rate", "options"),
     [
         pytest.param("group_lasso", tiny_cnn, 1e-2, {"strength": 1e-2}, marks=pytest.mark.slow),
-        ("growing_l2", normalized, 1e-2, {"strength": 1.0, "macs": 0.5}),
+        pytest.param("growing_l2", normalized, 1e-2, {"strength": 1.0, "macs": 0.5}, marks=pytest.mark.slow),
         ("batch_norm_l1", normalized, 3e-2, {"strength": 0.03}),
     ],
 )

@@ -80,7 +80,9 @@ def test_a_step_equals_one_written_out(weighted):
         np.testing.assert_allclose(variable.numpy(), value - 0.1 * step.numpy(), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"steps_per_execution": 2}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow), {"steps_per_execution": 2}], ids=str
+)
 def test_features_come_together_and_nothing_stays(options, tmp_path):
     x, y = blobs(64)
     student, teacher = tiny_cnn(), wide_cnn()

@@ -181,7 +181,7 @@ def test_penalty_that_a_train_step_leaves_out():
         tfc.SparsityPenalty(inner, include=["second"])
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_gates_close_as_the_penalty_grows(jit_compile):
     zeros = []
     for strength in (1e-6, 1e-2):

@@ -120,7 +120,8 @@ def test_saves_and_reloads(tmp_path, weight_bits):
 
 
 @pytest.mark.parametrize(
-    ("precision", "jit_compile"), [("float32", False), ("mixed_float16", False), ("mixed_bfloat16", True)]
+    ("precision", "jit_compile"),
+    [("float32", False), ("mixed_float16", False), pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow)],
 )
 def test_trains_and_freezes(precision, jit_compile):
     from tfcompress.train_settings import TrainSettings

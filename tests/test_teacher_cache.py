@@ -355,7 +355,14 @@ def test_arrays_of_other_samples_or_views(digits, data):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"jit_compile": True}, {"steps_per_execution": 7}, {"run_eagerly": True}], ids=str
+    "options",
+    [
+        {},
+        {"jit_compile": True},
+        pytest.param({"steps_per_execution": 7}, marks=pytest.mark.slow),
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_a_student_learns_the_same_from_the_cache_as_from_the_teacher(options, data, tmp_path):
     teacher = build(3)

@@ -271,8 +271,12 @@ def test_every_technique_is_in_the_table():
 
 def alone(technique, kind):
     # TFMOT's trainings cost half a minute each; the pairs have them on the sequential model. Where a model ends matters
-    # to what reads its outputs, the others have it as slow tests.
-    slow = technique.startswith("tfmot") or (kind == "softmax" and technique not in ("distill", "quantize"))
+    # to what reads its outputs, models within models to what makes a new graph; the others have them as slow tests.
+    matters = {
+        "softmax": ("distill", "quantize"),
+        "nested": ("factorize", "prune_channels", "quantize", "remove_blocks"),
+    }
+    slow = technique not in matters[kind]
     return pytest.param(technique, kind, marks=pytest.mark.slow if slow else ())
 
 

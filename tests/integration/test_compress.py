@@ -130,6 +130,7 @@ export: [tflite]
 """
 
 
+@pytest.mark.slow
 def test_features_are_learned_while_others_compress(model, data, tmp_path):
     pair = "{kind: hints, teacher_layer: first, student_layer: first, weight: 0.1}"
     result = tfc.compress(model, data, tfc.parse_recipe(FEATURES.replace("PAIR", pair)), tmp_path, progress=False)

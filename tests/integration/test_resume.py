@@ -135,6 +135,7 @@ def test_a_run_goes_on_after_ctrl_c_and_after_a_kill(tmp_path, first_epochs):
         np.testing.assert_allclose(histories[1][name], values, rtol=1e-3, atol=0.02, err_msg=name)
 
 
+@pytest.mark.slow
 def test_pruning_and_quantization_resume_at_their_epoch(tmp_path, monkeypatch, first_epochs):
     recipe = tfc.parse_recipe(STOPPED)
     whole = tfc.run(recipe, tmp_path / "whole", progress=False)
