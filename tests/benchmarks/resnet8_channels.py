@@ -7,7 +7,7 @@ steps, each trained alike under a larger teacher.
 The teacher's logits are computed once, for some augmented views of each training picture (flips and shifts, a function
 of the seed), and student and teacher see the very same pictures. Of the 50,000 training pictures the last 1,000 are the
 validation split. The last epoch counts; the test split is read at the end only, and chooses nothing. An interrupted run
-goes on from its last whole epoch.
+goes on from its last whole epoch. With `--epochs 0` nothing is trained.
 """
 
 import argparse
@@ -86,6 +86,8 @@ def accuracy(model, x, y):
 
 
 def train(model, views, targets, args, seed, saved, epochs):
+    if not epochs:
+        return
     keras.utils.set_random_seed(seed)
     steps = epochs * (len(views[0]) // BATCH)
     schedule = keras.optimizers.schedules.CosineDecay(1e-5, steps, warmup_target=args.learning_rate, warmup_steps=200)
@@ -119,6 +121,8 @@ def main():
     parser.add_argument("--data_dir", required=True)
     parser.add_argument("--criteria", nargs="+", default=["taylor", "random"])
     parser.add_argument("--ranking", default="global")
+    parser.add_argument("--round_to", type=int, default=1)
+    parser.add_argument("--reconstruct", action="store_true", help="fit kernels by least squares before each training")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1, help="in how many steps channels are removed")
     parser.add_argument("--step_epochs", type=int, default=3, help="epochs after each step but the last")
@@ -145,12 +149,13 @@ def main():
             chosen = np.random.default_rng(seed).permutation(len(x))[:2000]
             small, whole = model, count_macs(model)
             row = {"seed": seed, "criterion": criterion, "ranking": args.ranking, "steps": args.steps}
-            row |= {"step_epochs": args.step_epochs, "epochs": args.epochs}
+            row |= {"step_epochs": args.step_epochs, "epochs": args.epochs, "reconstruct": args.reconstruct}
             saved = args.out.with_suffix(f".{criterion}.{seed}")
             for step in range(1, args.steps + 1):
                 small = prune_channels(
                     small, macs=int(whole * 0.5 ** (step / args.steps)), criterion=criterion, ranking=args.ranking,
-                    data=(x[chosen], y[chosen]), samples=2000, seed=seed,
+                    data=(x[chosen], y[chosen]), samples=2000, seed=seed, round_to=args.round_to,
+                    reconstruct=args.reconstruct,
                 )  # fmt: skip
                 row |= {"macs": count_macs(small), "params": small.count_params()}
                 row["before_validation"] = accuracy(small, *splits["validation"])

@@ -17,7 +17,7 @@ from tfcompress.techniques.channels.selection import Removals
 
 def prune_until_counted(
     model: keras.Model, removals: Removals, make: Callable[[np.ndarray], keras.Model], budget: ChannelBudget
-) -> keras.Model:
+) -> tuple[np.ndarray, keras.Model]:
     """The largest model within a counted budget.
 
     Args:
@@ -27,7 +27,7 @@ def prune_until_counted(
         budget: The budget, of a kind that is counted.
 
     Returns:
-        A model that `make` made, within the budget.
+        What is removed, and the model that `make` made of it, within the budget.
 
     Raises:
         ModelError: If none is.
@@ -40,7 +40,7 @@ def prune_until_counted(
         small = make(removed)
         left = budget.count(small)
         if left <= limit:
-            return small
+            return removed, small
         if count is None:
             raise removals.refusal(left, budget.count(model), limit)
         # It costs more than was predicted, so what is missing goes on top.

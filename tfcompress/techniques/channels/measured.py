@@ -41,7 +41,7 @@ def prune_until_measured(
     make: Callable[[np.ndarray], keras.Model],
     budget: ChannelBudget,
     measure: Measure,
-) -> keras.Model:
+) -> tuple[np.ndarray, keras.Model]:
     """The largest model found within a measured budget.
 
     Args:
@@ -52,7 +52,8 @@ def prune_until_measured(
         measure: The figure of a model. It is called for the whole model and at most `ROUNDS` smaller ones.
 
     Returns:
-        A model that `make` made and whose figure is within the budget; near to it, or the nearest of `ROUNDS`.
+        What is removed, and the model that `make` made of it, whose figure is within the budget; near to it, or the
+        nearest of `ROUNDS`.
 
     Raises:
         ModelError: If no model that was measured is within the budget.
@@ -65,9 +66,10 @@ def prune_until_measured(
     for _ in range(ROUNDS):
         if count is None:
             break
-        small = make(removals.of(count))
+        removed = removals.of(count)
+        small = make(removed)
         if search.add(count, _checked(measure(small))):
-            found = small
+            found = removed, small
         count = search.guess()
     if found is None:
         raise ModelError(search.failure(model.name, budget))

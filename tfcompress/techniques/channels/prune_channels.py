@@ -1,7 +1,8 @@
 """Channel pruning: whole channels, filters, units and heads removed, so that a plain, smaller Keras model is left.
 
 Invariant: the model that comes out computes what the input model computes with the removed channels set to zero, but
-for BatchNormalization statistics taken again from data; the input model is not changed. Left out: training before and
+for BatchNormalization statistics taken again from data, and kernels where it is asked to reconstruct; the input model
+is not changed. Left out: training before and
 after (`stage.py`), the removal of layers, and export: what measures a file is given (`measure`).
 """
 
@@ -14,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfcompress.errors import InvalidArgumentError, ModelError
+from tfcompress.errors import DataError, InvalidArgumentError, ModelError
 from tfcompress.graph.channels import ChannelGraph, channel_graph
 from tfcompress.graph.shrink import shrink
 from tfcompress.techniques.channels.before_quantization import refuse_ranges
@@ -22,6 +23,7 @@ from tfcompress.techniques.channels.budget import ChannelBudget, Measure
 from tfcompress.techniques.channels.counted import prune_until_counted
 from tfcompress.techniques.channels.importance import CRITERIA, Criterion, Evidence, scores_by
 from tfcompress.techniques.channels.measured import prune_until_measured
+from tfcompress.techniques.channels.reconstruction import fit_kernels
 from tfcompress.techniques.channels.selection import RANKINGS, Removals, ranked
 from tfcompress.techniques.channels.statistics import reestimate_batch_norm
 from tfcompress.techniques.kernels import why_hidden
@@ -43,6 +45,7 @@ def prune_channels(
     data: Any = None,
     samples: int = 1000,
     loss: Callable[[Any, Any], Any] | None = None,
+    reconstruct: bool = False,
     seed: int = 0,
     measure: Measure | None = None,
 ) -> keras.Model:
@@ -74,7 +77,10 @@ def prune_channels(
         samples: How many of its samples are used, at least 1.
         loss: `(y, outputs) -> numbers`, for criteria with gradients; by default cross-entropy, if the model has one
             output of at least 2 classes and `y` are integers below their number.
-        seed: Seed of the random criterion.
+        reconstruct: Whether kernels are fitted anew to what the whole model computes on `data`, by least squares, which
+            makes up for much of what is lost where no training follows, or before one; see
+            `tfcompress.techniques.channels.reconstruction`. It takes a solution of a linear system for each layer.
+        seed: Seed of the random criterion, and of the positions that kernels are fitted on.
         measure: What gives the kilobytes or milliseconds of a model, for `tflite_kb` and `latency_ms`. By default
             `tfcompress.prune_channels` exports to int8, with ranges from `data`, and measures the file;
             `tfcompress.techniques` knows no export, and needs it. One of your own may export in another mode, or time
@@ -87,7 +93,7 @@ def prune_channels(
     Raises:
         InvalidArgumentError: If an argument is out of its range, or a pattern fits no layer.
         ModelError: If the model has no graph, no channel that may go or NaN weights, or the budget cannot be met.
-        DataError: If a criterion or the export needs data or a loss that was not given.
+        DataError: If a criterion, `reconstruct` or the export needs data or a loss that was not given.
         ExportError: If a model cannot be exported.
 
     Example:
@@ -103,6 +109,8 @@ def prune_channels(
     budget = ChannelBudget(macs=macs, params=params, tflite_kb=tflite_kb, latency_ms=latency_ms)
     budget.check_measure(measure)
     check_arguments("prune_channels", criterion, ranking, round_to, samples)
+    if reconstruct and data is None:
+        raise DataError("`reconstruct` fits kernels on data. Pass `data`. Received: no data.")
     graph = prunable_graph(model, exclude)
     allowed = allowed_groups(graph, exclude)
     batches = [] if data is None else list(labelled_batches(model, data, samples))
@@ -115,9 +123,13 @@ def prune_channels(
         return small
 
     removals = Removals(graph, scores, round_to=round_to, groups=allowed)
-    if measure is not None:
-        return prune_until_measured(model, removals, without, budget, measure)
-    return prune_until_counted(model, removals, without, budget)
+    if measure is None:
+        removed, small = prune_until_counted(model, removals, without, budget)
+    else:
+        removed, small = prune_until_measured(model, removals, without, budget, measure)
+    if reconstruct:
+        fit_kernels(graph, removed, small, [inputs for inputs, _ in batches], seed=seed)
+    return small
 
 
 def check_arguments(owner: str, criterion: Any, ranking: str, round_to: int, samples: int) -> None:

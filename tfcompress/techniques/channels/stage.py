@@ -33,6 +33,7 @@ class PruneChannels(Technique):
         round_to: A group that loses channels keeps a multiple of it, at least 1; a group that has fewer stays whole.
         exclude: Patterns of names of layers that keep all channels that they make or carry.
         samples: Training samples that statistics and criteria are measured on, at least 1.
+        reconstruct: Whether kernels are fitted to what the whole model computes on them, before training.
     """
 
     macs: float | int | None = None
@@ -44,6 +45,7 @@ class PruneChannels(Technique):
     round_to: int = 1
     exclude: tuple[str, ...] = ()
     samples: int = 1000
+    reconstruct: bool = False
 
     def __post_init__(self):
         self._budget()
@@ -78,6 +80,7 @@ class PruneChannels(Technique):
             exclude=self.exclude,
             data=context.data,
             samples=self.samples,
+            reconstruct=self.reconstruct,
             seed=context.seed,
             measure=functools.partial(context.measure_file, figure=budget.name) if budget.is_measured else None,
         )

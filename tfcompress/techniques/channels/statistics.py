@@ -70,6 +70,33 @@ def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
     return len(norms) if sizes else 0
 
 
+def set_statistics(layer: keras.layers.BatchNormalization, batches: Iterable[tf.Tensor]) -> None:
+    """Sets the moving statistics of one layer to mean and variance over all that it is given, in place.
+
+    Args:
+        layer: The layer.
+        batches: What it is given, `(batch, ...)`.
+
+    Example:
+        >>> norm = keras.layers.BatchNormalization()
+        >>> norm.build((None, 2))
+        >>> set_statistics(norm, [tf.constant([[1.0, 2.0]]), tf.constant([[3.0, 6.0]])])
+        >>> norm.moving_mean.numpy().tolist(), norm.moving_variance.numpy().tolist()
+        ([2.0, 4.0], [1.0, 4.0])
+    """
+    momentum, seen, sizes = layer.momentum, [], []
+    try:
+        layer.momentum = 0.0
+        for batch in batches:
+            layer(batch, training=True)
+            seen.append([weight.numpy().astype("float64") for weight in _statistics(layer)])
+            sizes.append(int(batch.shape[0]))
+    finally:
+        layer.momentum = momentum
+    for weight, value in zip(_statistics(layer), _pooled(seen, sizes), strict=True):
+        weight.assign(value)
+
+
 def _pooled(statistics: list[list[np.ndarray]], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of what several batches hold, from those of each; a batch has all of its samples' weight."""
     means, variances = (np.stack(each) for each in zip(*statistics, strict=True))
