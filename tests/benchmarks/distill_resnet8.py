@@ -28,7 +28,7 @@ KINDS = {
     "label_smoothing": {"losses": [tfc.LabelSmoothing(weight=0.1)]},
     "soft_targets": {"losses": [SOFT]},
     "logit_matching": {"losses": [tfc.LogitMatching(weight=0.5)]},
-    "standardized": {"losses": [tfc.Standardized(tfc.SoftTargets(temperature=2.0, weight=0.9))]},
+    "standardized": {"losses": [tfc.Standardized(tfc.SoftTargets(temperature=1.0, weight=0.9))]},
     "decoupled": {"losses": [tfc.Decoupled(temperature=4.0, beta=2.0, weight=0.9)]},
     "mixup": {"losses": [SOFT], "mix": tfc.Mixup(alpha=0.2)},
 }
@@ -41,10 +41,12 @@ def main():
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=15)
-    parser.add_argument("--views", type=int, default=5)
+    parser.add_argument("--views", type=int, default=4)
+    parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("runs/distill-resnet8"))
     args = parser.parse_args()
-    augmentation = tfc.Augmentation(flip=True, shift=3, views=args.views)
+    # On pictures with the dark borders of `shift=3` the teacher has 0.956 of the training labels, on these 0.981.
+    augmentation = tfc.Augmentation(flip=True, crop=4, views=args.views)
     options = {"download": False, "validation_fraction": 0.02, "augmentation": augmentation}
     data = tfc.load_dataset("cifar10", data_dir=args.data_dir, **options)
     teacher = tfc.Teacher(args.teacher, input_range=(0, 255), data_range=data.input_range)
@@ -60,7 +62,8 @@ def main():
                 continue
             taught = KINDS[kind]
             trained = fit(
-                model, data, settings, batch_size=128, seed=seed, label=f"{kind} {seed}", key=f"{kind} {seed}",
+                model, data, settings, batch_size=args.batch_size, seed=seed, label=f"{kind} {seed}",
+                key=f"{kind} {seed} {args.batch_size}",
                 wrap=None if taught is None else functools.partial(tfc.Distiller, teacher=stored, **taught),
                 teacher_outputs=None if taught is None else stored.lookup,
                 checkpoint=args.out / f"{kind}-{seed}.npz",
@@ -68,7 +71,16 @@ def main():
             figures = {
                 split: tfc.evaluate(trained.model, data, split=split).accuracy for split in ("validation", "test")
             }
-            rows.append({"kind": kind, "seed": seed, "epochs": args.epochs, "views": args.views, **figures})
+            rows.append(
+                {
+                    "kind": kind,
+                    "seed": seed,
+                    "epochs": args.epochs,
+                    "views": args.views,
+                    "batch_size": args.batch_size,
+                    **figures,
+                }
+            )
             print(rows[-1], flush=True)
             found = {one: [row["test"] for row in rows if row["kind"] == one] for one in {row["kind"] for row in rows}}
             summary = {one: {"mean": float(np.mean(of)), "spread": float(np.std(of))} for one, of in found.items()}
