@@ -88,7 +88,7 @@ def prune_channels(
 
     Returns:
         A new functional model of plain Keras layers, with the names of the input model's. What was measured is this
-        model; training changes a file by few bytes, if the network was trained before.
+        model, before `reconstruct`; training changes a file by few bytes, if the network was trained before.
 
     Raises:
         InvalidArgumentError: If an argument is out of its range, or a pattern fits no layer.

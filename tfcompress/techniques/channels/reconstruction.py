@@ -93,11 +93,13 @@ def fit_kernels(
         is_given_others = any(ref.call in changed for ref in of_small.sources)
         if is_given_others or _sizes(layer) != _sizes(call.operation):
             changed.add(at)
-        if is_given_others and uses[layer.name] == 1 and _is_fitted(layer):
+        if not is_given_others or uses[layer.name] > 1:
+            continue
+        if _can_be_fitted(layer):
             before, after = values[call.sources[0]], small_values[of_small.sources[0]]
             _fit(layer, call.operation, kept[layer.name], before, after, rng)
             fitted.append(layer.name)
-        elif is_given_others and isinstance(layer, layers.BatchNormalization) and layer.trainable:
+        elif isinstance(layer, layers.BatchNormalization) and layer.trainable:
             set_statistics(layer, small_values[of_small.sources[0]])
     return fitted
 
@@ -144,8 +146,8 @@ def _sizes(operation: Any) -> list[tuple[int, ...]]:
     return [tuple(weight.shape) for weight in getattr(operation, "weights", ())]
 
 
-def _is_fitted(layer: Any) -> bool:
-    """Whether the kernel of a layer is fitted."""
+def _can_be_fitted(layer: Any) -> bool:
+    """Whether a layer is a plain product with a kernel that may change."""
     is_plain = type(layer) is layers.Dense or (
         type(layer) in CONVOLUTIONS
         and layer.groups == 1
