@@ -17,7 +17,13 @@ from tfcompress.graph.channels import channel_graph
 from tfcompress.graph.random_inputs import random_inputs
 from tfcompress.graph.shrink import shrink
 from tfcompress.graph.trace import trace
-from tfcompress.techniques.channels import PruneChannels, prune_channels, reconstruction, reestimate_batch_norm
+from tfcompress.techniques.channels import (
+    PruneChannels,
+    layer_regression,
+    prune_channels,
+    reconstruction,
+    reestimate_batch_norm,
+)
 from tfcompress.techniques.channels.forward import run_calls
 from tfcompress.techniques.channels.reconstruction import fit_kernels
 from tfcompress.train_settings import TrainSettings
@@ -50,10 +56,10 @@ def test_windows_times_the_kernel_are_the_convolution(kind, options, padding):
     x = np.random.default_rng(0).normal(size=(2, *(11, 10, 9)[:rank], 3)).astype("float32")
     expected = layer(x).numpy()
     places = np.unravel_index(np.arange(expected[..., 0].size), expected.shape[:-1])
-    rows = reconstruction._multiplied(layer, x, places)
+    rows = layer_regression._multiplied(layer, x, places)
     sums = rows @ layer.kernel.numpy().reshape(-1, 5) + layer.bias.numpy()
     np.testing.assert_allclose(sums, expected[places], rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(reconstruction._sums(layer, tf.constant(x)), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer_regression._sums(layer, tf.constant(x)), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("samples", [200, 3])
@@ -77,7 +83,7 @@ def test_a_kernel_is_the_regression_on_what_is_left(use_bias, samples):
     if use_bias:
         left, weights = np.concatenate([left, np.ones((samples, 1))], 1), np.concatenate([weights, np.zeros((1, 3))])
     products = left.T @ left
-    held = reconstruction._HOLD * np.trace(products) / len(products)
+    held = layer_regression._HOLD * np.trace(products) / len(products)
     expected = weights + np.linalg.inv(products + held * np.eye(len(products))) @ left.T @ (sums - left @ weights)
     for weight, values in zip(fewer.get_layer("classes").weights, (expected[:4], expected[4:].ravel()), strict=False):
         np.testing.assert_allclose(weight, values, rtol=1e-3, atol=1e-5)
@@ -85,12 +91,12 @@ def test_a_kernel_is_the_regression_on_what_is_left(use_bias, samples):
 
 @pytest.mark.parametrize(("most", "rows"), [(9, 180), (8, 40)])
 def test_as_many_positions_as_are_needed_are_looked_at(most, rows, monkeypatch):
-    monkeypatch.setattr(reconstruction, "_LEAST_ROWS", 100)
-    monkeypatch.setattr(reconstruction, "_MOST_UNKNOWNS", most)
-    monkeypatch.setattr(reconstruction, "_ROWS_FOR_MORE", 40)
+    monkeypatch.setattr(layer_regression, "_LEAST_ROWS", 100)
+    monkeypatch.setattr(layer_regression, "_MOST_UNKNOWNS", most)
+    monkeypatch.setattr(layer_regression, "_ROWS_FOR_MORE", 40)
     layer, batch = layers.Conv2D(2, 3), tf.zeros((5, 9, 9, 1))
     layer.build(batch.shape)
-    places = reconstruction._places(layer, [batch, batch], np.random.default_rng(0))
+    places = layer_regression._places(layer, [batch, batch], np.random.default_rng(0))
     assert [len(set(zip(*each, strict=True))) for each in places] == [rows // 2, rows // 2]
     assert all((np.max(each, 1) < (5, 7, 7)).all() for each in places)
 
@@ -236,8 +242,8 @@ def test_only_samples_that_there_is_room_for_are_used(monkeypatch):
 
 
 def test_positions_are_chosen_by_the_seed(monkeypatch):
-    monkeypatch.setattr(reconstruction, "_LEAST_ROWS", 100)
-    monkeypatch.setattr(reconstruction, "_ROWS_PER_UNKNOWN", 1)
+    monkeypatch.setattr(layer_regression, "_LEAST_ROWS", 100)
+    monkeypatch.setattr(layer_regression, "_ROWS_PER_UNKNOWN", 1)
     model, data = tiny_cnn(), blob_dataset()
     kernels = [
         prune_channels(model, macs=0.6, data=data, reconstruct=True, seed=seed).get_weights() for seed in (0, 0, 1)
