@@ -9,6 +9,7 @@ from tfcompress.errors import InvalidArgumentError, ModelError
 from tfcompress.graph.channels import channel_graph
 from tfcompress.graph.macs import count_macs
 from tfcompress.graph.shrink import shrink, silence
+from tfcompress.training.copying import copy_model
 
 
 def classified(inputs, x, name):
@@ -20,6 +21,11 @@ def plain():
     x = layers.Conv2D(6, 3, activation="relu", name="a")(inputs)
     x = layers.BatchNormalization(name="norm")(x)
     return classified(inputs, layers.Conv2D(5, 3, name="b")(x), "plain")
+
+
+def fused():
+    """As a replica is that trains."""
+    return copy_model(plain(), fused=True)
 
 
 def residual():
@@ -165,7 +171,8 @@ def given_table():
 
 
 MODELS = [
-    plain, residual, squeeze_and_excite, unet, grouped, flattened, operations, recurrent, transformer, shared, nested,
+    plain, fused, residual, squeeze_and_excite, unet, grouped, flattened, operations, recurrent, transformer, shared,
+    nested,
     two_outputs, masked_attention, own_function, attention_with_scores, reshaped_steps, channels_before_positions,
     given_table,
 ]  # fmt: skip
@@ -224,6 +231,7 @@ def group_of(graph):
     "build, expected",
     [
         (plain, [(6, ("a",)), (5, ("b",))]),
+        (fused, [(6, ("a",)), (5, ("b",))]),
         (residual, [(6, ("first", "outer_0", "outer_1")), (4, ("inner_0",)), (4, ("inner_1",))]),
         (squeeze_and_excite, [(8, ("expand", "excite")), (4, ("squeeze",))]),
         (unet, [(6, ("down",)), (8, ("bottom",)), (6, ("up",)), (5, ("separable",))]),

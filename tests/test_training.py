@@ -7,9 +7,11 @@ import tensorflow as tf
 from helpers import blob_dataset, tiny_cnn, tiny_mlp, whole_and_resumed
 
 from tfcompress.errors import InvalidArgumentError, ModelError, TrainingError
+from tfcompress.layers import FusedBatchNormalization
 from tfcompress.techniques.prune import MagnitudePruning
 from tfcompress.techniques.schedules import schedule_from_recipe
 from tfcompress.train_settings import TrainSettings
+from tfcompress.training import fit as fit_module
 from tfcompress.training.checkpoint import BestEpoch
 from tfcompress.training.copying import copy_model
 from tfcompress.training.fit import SmoothedCrossentropy, check_batch_size, distribution_scope, fit
@@ -64,6 +66,26 @@ def test_a_step_is_traced_once():
     result = fit(model, blob_dataset(shape=(8,)), TrainSettings(epochs=2), batch_size=32, seed=0)
     assert len(traced) == 1
     assert max(result.history["accuracy"]) <= 1 and len(result.history["val_accuracy"]) == 2
+
+
+def test_normalizations_train_fused_and_come_out_plain(monkeypatch):
+    data, model = blob_dataset(), tiny_cnn()
+    kinds = []
+
+    def train():
+        def noted(replica):
+            kinds.append({type(layer) for layer in replica.layers if "BatchNorm" in type(layer).__name__})
+            return replica
+
+        return fit(model, data, TrainSettings(epochs=2), batch_size=32, seed=0, wrap=noted).model
+
+    fused = train()
+    monkeypatch.setattr(fit_module, "copy_model", lambda model, *precision, fused=False: copy_model(model, *precision))
+    plain = train()
+    assert kinds == [{FusedBatchNormalization}, {keras.layers.BatchNormalization}]
+    assert [type(layer) for layer in fused.layers] == [type(layer) for layer in model.layers]
+    for one, other in zip(fused.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-2, atol=1e-3)
 
 
 def test_checkpoint_of_another_training_is_refused(tmp_path):

@@ -33,6 +33,7 @@ from tfcompress.graph.layer_kinds import (
     has_plain_weights,
 )
 from tfcompress.graph.trace import Call, Ref
+from tfcompress.layers.fused_batch_normalization import FusedBatchNormalization
 from tfcompress.layers.keras_applications import CustomScaleLayer, LayerScale, StochasticDepth
 
 # Layers without weights that treat every number by itself, ...
@@ -277,6 +278,7 @@ RULES: dict[type, LayerRule] = {
     **dict.fromkeys((layers.Maximum, layers.Minimum, CustomScaleLayer), _MERGED),
     layers.Activation: LayerRule(_activation),
     layers.BatchNormalization: LayerRule(_batch_normalized),
+    FusedBatchNormalization: LayerRule(_batch_normalized),
     layers.Concatenate: LayerRule(_concatenated),
     layers.Dense: LayerRule(_dense, lambda layer, count: {"units": count(layer.kernel, -1)}),
     layers.Embedding: LayerRule(_embedded, lambda layer, count: {"output_dim": count(layer.embeddings, -1)}),

@@ -112,16 +112,14 @@ class HoldClusters(keras.callbacks.Callback):
         self._held: list[Held] = []
 
     def on_train_begin(self, logs=None):
-        few, shared = [], []
-        for kernel in find_kernels(self._clustered, tables=True):
-            weights = keras.ops.convert_to_numpy(kernel.variable)
-            if holds_few_values(weights):
-                few.append(kernel.variable)
-                # Where only zeros are equal, each mean is a weight, and no constraint is broken.
-                shared += [kernel] if shares_values(weights) else []
-        refuse_broken_by_means(shared)
+        found = find_kernels(self._clustered, tables=True)
+        weights = [keras.ops.convert_to_numpy(kernel.variable) for kernel in found]
+        few = [pair for pair in zip(found, weights, strict=True) if holds_few_values(pair[1])]
+        # Where only zeros are equal, each mean is a weight, and no constraint is broken.
+        refuse_broken_by_means(kernel for kernel, values in few if shares_values(values))
         strategy = self.model.distribute_strategy
-        self._held = share(self, self._clustered, few, lambda kernel: SharedValues(kernel, strategy))
+        kernels = [kernel.variable for kernel, _ in few]
+        self._held = share(self, self._clustered, kernels, lambda kernel: SharedValues(kernel, strategy))
 
     def on_train_end(self, logs=None):
         release(self.model, self._held)

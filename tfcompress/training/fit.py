@@ -92,7 +92,7 @@ def fit(
     check_steps_per_execution(settings, steps)
     check_batch_size(settings, data.sizes["train"], batch_size)
     with distribution_scope(settings.strategy):
-        replica = copy_model(model, settings.precision)
+        replica = copy_model(model, settings.precision, fused=True)
         trainable = replica if wrap is None else wrap(replica)
         if settings.precision != "float32":
             trainable.dtype_policy = settings.precision

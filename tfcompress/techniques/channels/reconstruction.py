@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -27,8 +27,8 @@ from tfcompress.errors import DataError
 from tfcompress.graph.channels import ChannelGraph
 from tfcompress.graph.layer_kinds import CONVOLUTIONS, has_plain_weights
 from tfcompress.graph.shrink import shrink
-from tfcompress.graph.trace import Call, Ref, Trace, trace
-from tfcompress.techniques.channels.forward import in_inference, values_of_inputs
+from tfcompress.graph.trace import Ref, Trace, trace
+from tfcompress.techniques.channels.forward import walk
 from tfcompress.techniques.channels.layer_regression import fit_layer
 from tfcompress.techniques.channels.statistics import set_statistics
 from tfcompress.techniques.constraints import constraint_of_layer
@@ -83,7 +83,7 @@ def fit_kernels(
     rng = np.random.default_rng(seed)
     fitted: list[str] = []
     changed: set[int] = set()
-    for (at, call, values), (_, of_small, small_values) in zip(_walk(whole, chosen), _walk(fewer, chosen), strict=True):
+    for (at, call, values), (_, of_small, small_values) in zip(walk(whole, chosen), walk(fewer, chosen), strict=True):
         layer = of_small.operation
         is_given_others = any(ref.call in changed for ref in of_small.sources)
         if is_given_others or _sizes(layer) != _sizes(call.operation):
@@ -99,32 +99,12 @@ def fit_kernels(
     return fitted
 
 
-def _walk(traced: Trace, inputs: Sequence[Any]) -> Iterator[tuple[int, Call, dict[Ref, list[tf.Tensor]]]]:
-    """Each call just before it runs, with what is there then: a tensor for each batch, as long as a call will take it.
-
-    The next call runs, with the weights that it has by then, when the caller asks for the one after it.
-    """
-    last = {ref: at for at, call in enumerate(traced.calls) for ref in call.sources}
-    given = [values_of_inputs(traced, batch) for batch in inputs]
-    values = {ref: [batch[ref] for batch in given] for ref in given[0]}
-    for at, call in enumerate(traced.calls):
-        if Ref(at) in values:
-            continue
-        yield at, call, values
-        batches = [
-            in_inference(call, {ref: each[number] for ref, each in values.items()}.__getitem__)
-            for number in range(len(inputs))
-        ]
-        values |= {Ref(at, position): list(each) for position, each in enumerate(zip(*batches, strict=True))}
-        values = {ref: each for ref, each in values.items() if last.get(ref, -1) > at}
-
-
 def _within_memory(traced: Trace, inputs: Sequence[Any]) -> list[Any]:
     """As many samples, batch by batch, as the largest moment of two walks has room for; at least one."""
     if not inputs:
         raise DataError("Kernels are fitted on data. Pass `data`. Received: no batch.")
     one = keras.tree.map_structure(lambda array: array[:1], inputs[0])
-    each = max((_bytes(values) for _, _, values in _walk(traced, [one])), default=1)
+    each = max((_bytes(values) for _, _, values in walk(traced, [one])), default=1)
     left, chosen = max(1, int(_MOST_BYTES / 2 / each)), []
     for batch in inputs:
         if left > 0:

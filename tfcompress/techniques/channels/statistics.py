@@ -8,7 +8,7 @@ Invariant: only moving means and variances change. Left out: weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -42,32 +42,13 @@ def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
     ]
     if not norms:
         return 0
-    momenta = [layer.momentum for layer in norms]
-    before = [[weight.numpy() for weight in _statistics(layer)] for layer in norms]
-    seen: list[list[list[np.ndarray]]] = [[] for _ in norms]
-    sizes: list[int] = []
 
     @tf.function(reduce_retracing=True)
     def follow(inputs: Any) -> None:
         model(inputs, training=True)
 
-    try:
-        # With a momentum of zero the moving statistics are those of the last batch.
-        for layer in norms:
-            layer.momentum = 0.0
-        for batch in batches:
-            inputs = batch[0] if isinstance(batch, tuple) else batch
-            follow(inputs)
-            sizes.append(int(keras.tree.flatten(inputs)[0].shape[0]))
-            for layer, statistics in zip(norms, seen, strict=True):
-                statistics.append([weight.numpy().astype("float64") for weight in _statistics(layer)])
-    finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
-            layer.momentum = momentum
-    for layer, statistics, old in zip(norms, seen, before, strict=True):
-        for weight, value in zip(_statistics(layer), _pooled(statistics, sizes) if sizes else old, strict=True):
-            weight.assign(value)
-    return len(norms) if sizes else 0
+    inputs = (batch[0] if isinstance(batch, tuple) else batch for batch in batches)
+    return len(norms) if _take_again(norms, follow, inputs) else 0
 
 
 def set_statistics(layer: keras.layers.BatchNormalization, batches: Iterable[tf.Tensor]) -> None:
@@ -84,17 +65,39 @@ def set_statistics(layer: keras.layers.BatchNormalization, batches: Iterable[tf.
         >>> norm.moving_mean.numpy().tolist(), norm.moving_variance.numpy().tolist()
         ([2.0, 4.0], [1.0, 4.0])
     """
-    momentum, seen, sizes = layer.momentum, [], []
+    _take_again([layer], lambda batch: layer(batch, training=True), batches)
+
+
+def _take_again(
+    norms: Sequence[keras.layers.BatchNormalization], step: Callable[[Any], Any], batches: Iterable[Any]
+) -> int:
+    """Sets the moving statistics of layers to those of all batches; returns how many batches there were.
+
+    Args:
+        norms: The layers.
+        step: Shows them a batch in training.
+        batches: What `step` takes, with the samples along the first axis.
+    """
+    momenta = [layer.momentum for layer in norms]
+    seen: list[list[list[np.ndarray]]] = [[] for _ in norms]
+    sizes: list[int] = []
     try:
-        layer.momentum = 0.0
+        # With a momentum of zero the moving statistics are those of the last batch.
+        for layer in norms:
+            layer.momentum = 0.0
         for batch in batches:
-            layer(batch, training=True)
-            seen.append([weight.numpy().astype("float64") for weight in _statistics(layer)])
-            sizes.append(int(batch.shape[0]))
+            step(batch)
+            sizes.append(int(keras.tree.flatten(batch)[0].shape[0]))
+            for layer, statistics in zip(norms, seen, strict=True):
+                statistics.append([weight.numpy().astype("float64") for weight in _statistics(layer)])
     finally:
-        layer.momentum = momentum
-    for weight, value in zip(_statistics(layer), _pooled(seen, sizes), strict=True):
-        weight.assign(value)
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.momentum = momentum
+    for layer, statistics in zip(norms, seen, strict=True):
+        if sizes:
+            for weight, value in zip(_statistics(layer), _pooled(statistics, sizes), strict=True):
+                weight.assign(value)
+    return len(sizes)
 
 
 def _pooled(statistics: list[list[np.ndarray]], sizes: list[int]) -> tuple[np.ndarray, np.ndarray]:

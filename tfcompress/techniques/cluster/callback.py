@@ -16,7 +16,6 @@ from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluste
 from tfcompress.techniques.cluster.one_shot import make_signs_equal
 from tfcompress.techniques.cluster.reassignment import Clusters, ReassignedValues
 from tfcompress.techniques.cluster.selection import clusterable_in_file
-from tfcompress.techniques.constraints import refuse_broken_by_means
 from tfcompress.techniques.kernels import check_finite
 from tfcompress.techniques.shared_values import MOST_VALUES, release, share
 
@@ -75,7 +74,6 @@ class WeightClustering(keras.callbacks.Callback):
         check_clusters("WeightClustering", clusters, init, MOST_VALUES)
         clusters = int(clusters)
         self._found = clusterable_in_file(model, clusters, include, exclude)
-        refuse_broken_by_means(self._found)
         self._kernels = [kernel.variable for kernel in self._found]
         self._clustered = model
         self._clusters = clusters

@@ -14,7 +14,7 @@ import keras
 from tfcompress.graph.normalized_sums import make_factors_positive, normalized_sums
 from tfcompress.techniques.cluster.centroids import Init, check_clusters, cluster_kernel
 from tfcompress.techniques.cluster.selection import clusterable_in_file
-from tfcompress.techniques.constraints import constraint_of_layer, refuse_broken_by_means
+from tfcompress.techniques.constraints import constraint_of_layer
 from tfcompress.techniques.kernels import check_finite, kernels_of
 from tfcompress.techniques.shared_values import MOST_VALUES, holds_few_values
 from tfcompress.training.copying import copy_model
@@ -67,7 +67,6 @@ def cluster(
     clustered = copy_model(model)
     clusters = int(clusters)
     found = clusterable_in_file(clustered, clusters, include, exclude)
-    refuse_broken_by_means(found)
     check_finite(found)
     kernels = [kernel.variable for kernel in found]
     make_signs_equal(clustered, kernels)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 
 from tfcompress.errors import ModelError
+from tfcompress.techniques.constraints import refuse_broken_by_means
 from tfcompress.techniques.kernels import Kernel, find_kernels, why_hidden
 from tfcompress.techniques.layer_names import check_patterns, fits
 
@@ -32,7 +33,7 @@ def clusterable_kernels(
 
     Raises:
         InvalidArgumentError: If a pattern fits no layer with a kernel.
-        ModelError: If nothing is left to cluster.
+        ModelError: If nothing is left to cluster, or a kernel has a constraint of its layer other than `NonNeg`.
     """
     kernels = find_kernels(model, tables=True)
     names = list(dict.fromkeys(kernel.layer.name for kernel in kernels))
@@ -52,6 +53,7 @@ def clusterable_kernels(
             f"most {clusters} weights. Name layers in `include`, or lower `clusters`.{why_hidden(model)} Received: "
             f"layers with kernels {names}."
         )
+    refuse_broken_by_means(chosen)
     return chosen
 
 

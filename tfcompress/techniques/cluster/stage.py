@@ -17,7 +17,6 @@ from tfcompress.techniques.base import Context, Technique
 from tfcompress.techniques.cluster.callback import WeightClustering
 from tfcompress.techniques.cluster.centroids import check_clusters
 from tfcompress.techniques.cluster.selection import clusterable_kernels, has_scales_of_channels
-from tfcompress.techniques.constraints import refuse_broken_by_means
 from tfcompress.techniques.shared_values import MOST_VALUES
 
 
@@ -47,7 +46,7 @@ class Cluster(Technique):
         return True
 
     def check(self, model: keras.Model, total_steps: int) -> None:
-        refuse_broken_by_means(clusterable_kernels(model, self.clusters, self.include, self.exclude))
+        clusterable_kernels(model, self.clusters, self.include, self.exclude)
 
     def apply(self, model: keras.Model, context: Context) -> keras.Model:
         def callbacks(replica: keras.Model) -> list[keras.callbacks.Callback]:
