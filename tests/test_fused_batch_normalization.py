@@ -59,9 +59,31 @@ def test_training_runs_the_fused_operation():
     assert "FusedBatchNormV3" in {operation.type for operation in graph.get_operations()}
 
 
-def test_mask_and_half_precision_are_those_of_keras():
-    fused, plain, inputs, rng = pair(dtype="mixed_float16")
-    np.testing.assert_array_equal(fused(inputs, training=True), plain(inputs, training=True))
+@pytest.mark.parametrize("policy, digits", [("mixed_bfloat16", 8), ("mixed_float16", 11)])
+def test_half_precision_is_that_of_keras(policy, digits):
+    fused, plain, inputs, rng = pair(dtype=policy)
+    upstream = tf.cast(rng.normal(size=inputs.shape), fused.compute_dtype)
+    inputs = tf.cast(inputs, fused.compute_dtype)
+    graph = tf.function(lambda x: fused(x, training=True)).get_concrete_function(inputs).graph
+    assert "FusedBatchNormV3" in {operation.type for operation in graph.get_operations()}
+    steps = [training_step(layer, inputs, upstream) for layer in (fused, plain)]
+    for mine, theirs in zip(*steps, strict=True):
+        assert mine.dtype == theirs.dtype
+        mine, theirs = (np.asarray(keras.ops.cast(one, "float32")) for one in (mine, theirs))
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=4 * 2.0**-digits * np.abs(theirs).max())
+
+
+def test_moving_statistics_of_half_precision_are_float32():
+    fused, plain, inputs, _ = pair(dtype="mixed_bfloat16", momentum=0.0)
+    for layer in (fused, plain):
+        layer(inputs, training=True)
+    for name in ("moving_mean", "moving_variance"):
+        mine, theirs = getattr(fused, name), getattr(plain, name)
+        assert mine.dtype == "float32"
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
+def test_masks_are_those_of_keras():
     fused, plain, inputs, rng = pair((6, 5, 3))
     mask = tf.constant(rng.uniform(size=(6, 5)) < 0.5)
     np.testing.assert_array_equal(fused(inputs, training=True, mask=mask), plain(inputs, training=True, mask=mask))

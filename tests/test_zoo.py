@@ -36,6 +36,21 @@ def results(tmp_path_factory):
     return found
 
 
+def test_results_go_on_in_another_folder(tmp_path):
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    known = [Result("a", "load", "pass", "fine", seconds=2.5, key="k"), Result("b", "load", "FAIL", "no", details="at")]
+    for result in known:
+        one.save(result)
+    one.save_environment({"cpu": "fast"})
+    one.save_all(tmp_path / "coverage.json")
+    newer = Result("a", "load", "stated", "cannot")
+    other.save(newer)
+    other.fill(tmp_path / "missing.json")
+    other.fill(tmp_path / "coverage.json")
+    assert [other.load("a", "load"), other.load("b", "load")] == [newer, known[1]]
+    assert other.load_environment() == {"cpu": "fast"}
+
+
 def test_every_application_of_keras_is_in_the_table():
     public = {name for name in dir(keras.applications) if isinstance(getattr(keras.applications, name), type(tiny_mlp))}
     assert public and public == set(models.APPLICATIONS) | set(models.LARGE)

@@ -66,6 +66,22 @@ class Store:
             return None
         return Result(**json.loads(path.read_text(encoding="utf-8")))
 
+    def save_all(self, path: Path) -> None:
+        """Writes all results and the environment into one file."""
+        found = [json.loads(one.read_text(encoding="utf-8")) for one in sorted(self.folder.glob("results/*/*.json"))]
+        files.write_json(path, {"environment": self.load_environment(), "results": found})
+
+    def fill(self, path: Path) -> None:
+        """Takes what is not here yet from a file of `save_all`, if there is one."""
+        if not path.is_file():
+            return
+        known = json.loads(path.read_text(encoding="utf-8"))
+        for fields in known["results"]:
+            if self.load(fields["model"], fields["column"]) is None:
+                self.save(Result(**fields))
+        if not self.load_environment():
+            self.save_environment(known["environment"])
+
     def save_environment(self, environment: dict[str, Any]) -> None:
         files.write_json(self.folder / "environment.json", environment)
 

@@ -4,9 +4,9 @@ Keras 3 writes the mean, the variance and the scaling out, each a pass over the 
 fused operation of TensorFlow takes about half the time on a CPU, which pays for the rounding of a quantization-aware
 model. It computes the same, but for the last bits.
 
-Invariant: outputs, gradients and moving statistics are those of `keras.layers.BatchNormalization` within float32
-rounding; in inference it is that layer. Left out: what the operation cannot do (other axes, masks, renormalization,
-statistics over several replicas, half precision), which Keras computes.
+Invariant: outputs, gradients and moving statistics are those of `keras.layers.BatchNormalization` within rounding, that
+of float32 for statistics and of the computation for outputs; in inference it is that layer. Left out: what the operation
+cannot do (other axes, masks, renormalization, statistics over several replicas), which Keras computes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import tensorflow as tf
 
 # The operation raises a smaller one to this on a GPU.
 _SMALLEST_EPSILON = 1.001e-5
+# Statistics and their variables are float32 in any case.
+_COMPUTED = ("float32", "bfloat16", "float16")
 
 
 @keras.saving.register_keras_serializable(package="tfcompress")
@@ -41,8 +43,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         channels = inputs.shape[-1]
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
-            scale=tf.convert_to_tensor(self.gamma) if self.scale else tf.ones(channels),
-            offset=tf.convert_to_tensor(self.beta) if self.center else tf.zeros(channels),
+            scale=tf.cast(self.gamma, tf.float32) if self.scale else tf.ones(channels),
+            offset=tf.cast(self.beta, tf.float32) if self.center else tf.zeros(channels),
             mean=tf.zeros(0),
             variance=tf.zeros(0),
             epsilon=self.epsilon,
@@ -57,8 +59,7 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def _is_fusible(self, inputs: Any) -> bool:
         return (
-            inputs.dtype == tf.float32
-            and self.compute_dtype == "float32"
+            self.compute_dtype == inputs.dtype.name in _COMPUTED
             and len(inputs.shape) == 4
             and self.axis in (-1, 3)
             and self.epsilon >= _SMALLEST_EPSILON
