@@ -36,12 +36,13 @@ def main():
     parser.add_argument("--round_to", type=int, default=1)
     parser.add_argument("--reconstruct", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--temperature", type=float, default=0.5)
     parser.add_argument("--weight", type=float, default=0.97)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--batch_size", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=64)
+    parser.add_argument("--precision", default="mixed_bfloat16", help="half the time where the processor has AMX")
     parser.add_argument("--out", type=Path, default=Path("runs/resnet8-channels"))
     args = parser.parse_args()
     augmentation = tfc.Augmentation(flip=True, crop=4, views=args.views)
@@ -50,6 +51,7 @@ def main():
     splits = [np.concatenate(part) for part in zip(*data.batches("train", 1000).as_numpy_iterator(), strict=True)]
     model = tfc.load(args.model)
     options = {"learning_rate": args.learning_rate, "optimizer": "adamw", "weight_decay": 1e-4, "warmup_steps": 200}
+    options["precision"] = args.precision
     wrap = teacher_outputs = None
     if args.epochs:
         stored = tfc.cache_teacher(tfc.Teacher(args.teacher), data, args.out / "teacher", progress=True)
