@@ -4,9 +4,9 @@ Keras 3 writes the mean, the variance and the scaling out, each a pass over the 
 fused operation of TensorFlow takes about half the time on a CPU, which pays for the rounding of a quantization-aware
 model. It computes the same, but for the last bits.
 
-Invariant: outputs, gradients and moving statistics are those of `keras.layers.BatchNormalization` within rounding, that
-of float32 for statistics and of the computation for outputs; in inference it is that layer. Left out: what the operation
-cannot do (other axes, masks, renormalization, statistics over several replicas), which Keras computes.
+Invariant: outputs, gradients and moving statistics are those of `keras.layers.BatchNormalization` within the rounding
+of what it computes in; statistics are float32, and in inference it is that layer. Left out: what the operation cannot
+do (other axes, masks, renormalization, statistics over several replicas), which Keras computes.
 """
 
 from __future__ import annotations
