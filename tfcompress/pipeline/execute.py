@@ -39,7 +39,7 @@ from tfcompress.train_settings import TrainSettings
 from tfcompress.training.fit import TrainResult, fit
 
 # Part of every key: a change that alters results makes earlier ones stale.
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 # What is measured of a stage besides its row: in `stage.json`, and by stage in `metrics.json`.
 _DETAILS = {"history": "histories", "sparsity": "sparsity", "layers": "layers"}
 
