@@ -113,10 +113,11 @@ class HoldClusters(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         found = find_kernels(self._clustered, tables=True)
-        weights = [keras.ops.convert_to_numpy(kernel.variable) for kernel in found]
-        few = [pair for pair in zip(found, weights, strict=True) if holds_few_values(pair[1])]
+        # One kernel at a time: a copy of all weights would be another model's memory.
+        values = ((kernel, keras.ops.convert_to_numpy(kernel.variable)) for kernel in found)
+        few = [(kernel, shares_values(weights)) for kernel, weights in values if holds_few_values(weights)]
         # Where only zeros are equal, each mean is a weight, and no constraint is broken.
-        refuse_broken_by_means(kernel for kernel, values in few if shares_values(values))
+        refuse_broken_by_means(kernel for kernel, is_shared in few if is_shared)
         strategy = self.model.distribute_strategy
         kernels = [kernel.variable for kernel, _ in few]
         self._held = share(self, self._clustered, kernels, lambda kernel: SharedValues(kernel, strategy))
