@@ -29,7 +29,7 @@ KINDS = {
     "label_smoothing": {"losses": [tfc.LabelSmoothing(weight=0.1)]},
     "soft_targets": {"losses": [SOFT]},
     "logit_matching": {"losses": [tfc.LogitMatching(weight=0.5)]},
-    "standardized": {"losses": [tfc.Standardized(tfc.SoftTargets(temperature=0.6, weight=0.97))]},
+    "standardized": {"losses": [tfc.Standardized(tfc.SoftTargets(temperature=1.0, weight=0.9))]},
     "decoupled": {"losses": [tfc.Decoupled(temperature=4.0, beta=2.0, weight=0.9)]},
     "mixup": {"losses": [SOFT], "mix": tfc.Mixup(alpha=0.2)},
 }
@@ -44,7 +44,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=6e-3)
+    parser.add_argument("--learning_rate", type=float, default=1.2e-2)
     parser.add_argument("--precision", default="mixed_bfloat16", help="half the time where the processor has AMX")
     parser.add_argument("--out", type=Path, default=Path("runs/distill-resnet8"))
     args = parser.parse_args()
