@@ -11,11 +11,11 @@ from its last epoch, and several processes may share `--out` for different kinds
 
 import argparse
 import functools
-import json
 from pathlib import Path
 
 import keras
 import numpy as np
+from measured_rows import read_rows, rows_with
 
 import tfcompress as tfc
 from tfcompress.files import write_json
@@ -58,41 +58,32 @@ def main():
         epochs=args.epochs, learning_rate=args.learning_rate, optimizer="adamw", weight_decay=1e-4, warmup_steps=200,
         precision=args.precision,
     )  # fmt: skip
+    names = ("epochs", "views", "batch_size", "learning_rate", "precision")
+    same = {name: getattr(args, name) for name in names}
     path = args.out / "figures.json"
-    rows = json.loads(path.read_text())["rows"] if path.exists() else []
     for seed in args.seeds:
         keras.utils.set_random_seed(seed)
         model = tfc.build_model("resnet", input_shape=(32, 32, 3), num_classes=10, depth=8)
         for kind in args.kinds:
-            if any((row["kind"], row["seed"]) == (kind, seed) for row in rows):
+            row = {"kind": kind, "seed": seed, **same}
+            if rows_with(read_rows(path), row):
                 continue
             taught = KINDS[kind]
             trained = fit(
                 model, data, settings, batch_size=args.batch_size, seed=seed, label=f"{kind} {seed}",
-                key=f"{kind} {seed} {args.batch_size} {args.learning_rate}",
+                key=str(row),
                 wrap=None if taught is None else functools.partial(tfc.Distiller, teacher=stored, **taught),
                 teacher_outputs=None if taught is None else stored.lookup,
                 checkpoint=args.out / f"{kind}-{seed}.npz",
             )  # fmt: skip
-            figures = {
-                split: tfc.evaluate(trained.model, data, split=split).accuracy for split in ("validation", "test")
+            row |= {split: tfc.evaluate(trained.model, data, split=split).accuracy for split in ("validation", "test")}
+            print(row, flush=True)
+            rows = [*read_rows(path), row]
+            summary = {
+                one: {"mean": float(np.mean(found)), "spread": float(np.std(found))}
+                for one in KINDS
+                if (found := [each["test"] for each in rows_with(rows, {"kind": one, **same})])
             }
-            # Another process may have written rows meanwhile.
-            rows = json.loads(path.read_text())["rows"] if path.exists() else []
-            rows.append(
-                {
-                    "kind": kind,
-                    "seed": seed,
-                    "epochs": args.epochs,
-                    "views": args.views,
-                    "batch_size": args.batch_size,
-                    "learning_rate": args.learning_rate,
-                    **figures,
-                }
-            )
-            print(rows[-1], flush=True)
-            found = {one: [row["test"] for row in rows if row["kind"] == one] for one in {row["kind"] for row in rows}}
-            summary = {one: {"mean": float(np.mean(of)), "spread": float(np.std(of))} for one, of in found.items()}
             write_json(path, {"rows": rows, "test": summary})
 
 

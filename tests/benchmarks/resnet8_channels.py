@@ -13,10 +13,10 @@ whole epoch. With `--epochs 0` nothing is trained, and the teacher is not asked.
 
 import argparse
 import functools
-import json
 from pathlib import Path
 
 import numpy as np
+from measured_rows import read_rows, rows_with
 
 import tfcompress as tfc
 from tfcompress.files import write_json
@@ -62,15 +62,14 @@ def main():
     path = args.out / "figures.json"
     for seed in args.seeds:
         for criterion in args.criteria:
-            rows = json.loads(path.read_text())["rows"] if path.exists() else []
-            if any((row["seed"], row["criterion"]) == (seed, criterion) for row in rows):
+            row = {"seed": seed, "criterion": criterion, **settings}
+            if rows_with(read_rows(path), row):
                 continue
             chosen = np.random.default_rng(seed).permutation(len(splits[0]))[:SAMPLES]
             small = tfc.prune_channels(
                 model, macs=0.5, criterion=criterion, ranking=args.ranking, round_to=args.round_to, seed=seed,
                 data=tuple(part[chosen] for part in splits), samples=SAMPLES, reconstruct=args.reconstruct,
             )  # fmt: skip
-            row = {"seed": seed, "criterion": criterion, **settings}
             row |= {"macs": tfc.count_macs(small), "params": small.count_params()}
             row["test_before_training"] = tfc.evaluate(small, data, split="test").accuracy
             print(row, flush=True)
@@ -83,12 +82,11 @@ def main():
                 small.save(args.out / f"{criterion}-{seed}.keras")
             row |= {split: tfc.evaluate(small, data, split=split).accuracy for split in ("validation", "test")}
             print(row, flush=True)
-            # Another process may have written rows meanwhile.
-            rows = [*(json.loads(path.read_text())["rows"] if path.exists() else []), row]
+            rows = [*read_rows(path), row]
             summary = {
                 name: {"mean": float(np.mean(found)), "spread": float(np.std(found))}
                 for name in args.criteria
-                if (found := [one["test"] for one in rows if one["criterion"] == name])
+                if (found := [one["test"] for one in rows_with(rows, {"criterion": name, **settings})])
             }
             write_json(path, {"macs_before": tfc.count_macs(model), "rows": rows, "test": summary})
 
